@@ -1,0 +1,12 @@
+//! Pure logic of audit_db.
+//!
+//! Nothing here knows a server, does I/O or reads a clock: every function takes what it needs and returns what to do.
+//! That keeps the decisions (which month to make, what may be dropped, when to try again) testable without PostgreSQL.
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod calendar;
+pub mod naming;
+pub mod partition_plan;
+pub mod retention;
+pub mod span;
