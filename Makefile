@@ -1,0 +1,37 @@
+# Thin names over scripts/. PG_MAJOR (15) or PG_CONFIG choose the server.
+
+.PHONY: help demo demo-stop test install installcheck lint clean distclean
+
+help:
+	@echo 'make demo          build, start a server of its own, load events, show what the extension does'
+	@echo 'make demo-stop     stop that server'
+	@echo 'make test          lint, unit tests, tests in the server, pg_regress, end to end'
+	@echo 'make install       release build into the server of PG_CONFIG'
+	@echo 'make installcheck  pg_regress against a running server (PGHOST, PGPORT, PGUSER)'
+	@echo 'make lint          format, clippy, shellcheck'
+	@echo 'make clean         stop our servers; remove target, .run, .pg'
+	@echo 'make distclean     also remove .pgrx and .tools'
+
+demo:
+	@scripts/demo.sh
+
+demo-stop:
+	@scripts/demo-stop.sh
+
+test:
+	@scripts/test.sh
+
+install:
+	@scripts/install.sh
+
+installcheck:
+	@scripts/installcheck.sh
+
+lint:
+	@scripts/lint.sh
+
+clean:
+	@scripts/clean.sh
+
+distclean:
+	@scripts/clean.sh --all

@@ -1,0 +1,112 @@
+-- The main job in one sitting: an audit log, its months, its retention. Run by "make demo".
+\set ON_ERROR_STOP on
+\set QUIET on
+\pset border 2
+\pset linestyle unicode
+\pset null '·'
+\pset footer off
+\set demo_months 18
+SET client_min_messages = notice;
+SET TimeZone = 'UTC';
+\set QUIET off
+\set ECHO queries
+
+\echo
+\echo === 1. An audit log that looks after itself ===
+\echo
+CREATE EXTENSION audit_db;
+SELECT audit_db.create_audit_log('public.audit_log', retention => '2 years');
+
+\echo Its columns, its indexes and the months made in advance:
+\d+ public.audit_log
+
+\echo
+\echo === 2. Eighteen months of hospital events ===
+\echo
+\echo Months in the past are made on request; without them the events would wait in the default partition.
+SELECT count(*) AS past_months
+FROM audit_db.create_partitions('public.audit_log', now() - make_interval(months => :demo_months), :demo_months + 1);
+
+\echo Loading 200,000 invented events:
+\set months :demo_months
+\set ECHO none
+\timing on
+\ir generate_events.sql
+\timing off
+\set ECHO queries
+ANALYZE public.audit_log;
+
+\echo
+\echo Events by partition:
+SELECT tableoid::regclass AS partition, count(*) AS events,
+    min("timestamp")::date AS first, max("timestamp")::date AS last,
+    repeat('█', (count(*) * 30 / max(count(*)) OVER ())::int) AS " "
+FROM public.audit_log
+GROUP BY 1
+ORDER BY min("timestamp");
+
+\echo What the extension says of them, without reading a row:
+SELECT partition, range_start, range_end, is_default, record_count, pg_size_pretty(size_bytes) AS size
+FROM audit_db.partition_info('public.audit_log');
+
+\echo
+\echo === 3. Events with absurd times are kept, not refused ===
+\echo
+\echo They wait in the default partition: older than retention, or further ahead than months are made.
+SELECT CASE WHEN "timestamp" < now() THEN 'past' ELSE 'future' END AS waiting,
+    metadata ->> 'source' AS source, count(*) AS events,
+    min("timestamp")::date AS first, max("timestamp")::date AS last,
+    CASE
+        WHEN "timestamp" < now() THEN 'before retention (2 years): a month made for it would expire at once'
+        ELSE 'after audit_db.max_future: most likely a wrong clock'
+    END AS why
+FROM public.audit_log
+WHERE "timestamp" < now() - interval '2 years' OR "timestamp" > now() + interval '13 months'
+GROUP BY 1, 2, 6
+ORDER BY 1 DESC;
+
+\echo
+\echo === 4. Retention ===
+\echo
+\echo A month that ended two and a half years ago, with one event in it:
+SELECT audit_db.create_partition('public.audit_log', (date_trunc('month', now()) - interval '30 months')::timestamp);
+INSERT INTO public.audit_log ("timestamp", action, status, principal_id, principal_type)
+VALUES (date_trunc('month', now()) - interval '30 months' + interval '5 days', 'patient.read', 'success',
+        'practitioner/0001', 'practitioner');
+
+\echo What would go:
+SELECT * FROM audit_db.drop_expired_partitions('public.audit_log', dry_run => true);
+\echo What goes:
+SELECT * FROM audit_db.drop_expired_partitions('public.audit_log');
+\echo What is left to go:
+SELECT * FROM audit_db.drop_expired_partitions('public.audit_log', dry_run => true);
+
+\echo
+\echo === 5. Who does this when nobody is looking ===
+\echo
+SELECT * FROM audit_db.workers;
+
+\echo
+\echo === 6. A question that an auditor asks ===
+\echo
+SELECT principal_id AS principal
+FROM public.audit_log
+WHERE "timestamp" > now() - interval '1 month' AND "timestamp" <= now() AND principal_type = 'practitioner'
+GROUP BY 1
+ORDER BY count(*) DESC, 1
+LIMIT 1
+\gset
+\echo The newest ten events of the busiest practitioner, :principal, in the last month:
+SELECT "timestamp"::timestamptz(0), action, status, resource_type, resource_id
+FROM public.audit_log
+WHERE principal_id = :'principal' AND "timestamp" > now() - interval '1 month' AND "timestamp" <= now()
+ORDER BY "timestamp" DESC
+LIMIT 10;
+
+\echo Only the months in question are read, through the index on principal and time:
+EXPLAIN (COSTS OFF)
+SELECT "timestamp", action, status, resource_type, resource_id
+FROM public.audit_log
+WHERE principal_id = :'principal' AND "timestamp" > now() - interval '1 month' AND "timestamp" <= now()
+ORDER BY "timestamp" DESC
+LIMIT 10;
