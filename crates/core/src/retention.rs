@@ -232,8 +232,8 @@ mod tests {
             let ranges: Vec<Range> = uppers.iter().map(|upper| Range::new((upper - 1) * day, upper * day)).collect();
             let retention = Some(Span::days(days));
             let gone = expired(&ranges, retention, now * day, &Plain);
-            for index in 0..ranges.len() {
-                let old = uppers[index] + i64::from(days) <= now;
+            for (index, upper) in uppers.iter().enumerate() {
+                let old = upper + i64::from(days) <= now;
                 prop_assert_eq!(gone.contains(&index), old);
             }
             prop_assert!(gone.windows(2).all(|pair| uppers[pair[0]] <= uppers[pair[1]]));

@@ -1,0 +1,54 @@
+CREATE TABLE audit_db.managed_tables (
+    parent regclass PRIMARY KEY,
+    partition_interval text NOT NULL
+        CHECK (partition_interval IN ('daily', 'weekly', 'monthly', 'quarterly', 'yearly')),
+    premake integer NOT NULL CHECK (premake >= 0),
+    retention interval CHECK (retention > interval '0'),
+    retention_action text NOT NULL CHECK (retention_action ~ '^(drop|detach|archive:.+)$'),
+    time_zone text NOT NULL,
+    default_partition boolean NOT NULL,
+    storage_parameters text[],
+    managed_since timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE audit_db.managed_tables IS 'Settings of the tables that audit_db looks after; written by manage_table and unmanage_table';
+COMMENT ON COLUMN audit_db.managed_tables.parent IS 'The partitioned table';
+COMMENT ON COLUMN audit_db.managed_tables.partition_interval IS 'Length of new partitions: daily, weekly, monthly, quarterly or yearly';
+COMMENT ON COLUMN audit_db.managed_tables.premake IS 'Number of partitions kept ready after the current one';
+COMMENT ON COLUMN audit_db.managed_tables.retention IS 'Partitions expire this long after the end of their range; null keeps them for ever';
+COMMENT ON COLUMN audit_db.managed_tables.retention_action IS 'What happens to expired partitions: drop, detach or archive:SCHEMA';
+COMMENT ON COLUMN audit_db.managed_tables.time_zone IS 'Time zone in which periods start';
+COMMENT ON COLUMN audit_db.managed_tables.default_partition IS 'Whether the table is to have a default partition';
+COMMENT ON COLUMN audit_db.managed_tables.storage_parameters IS 'Storage parameters of new partitions, each name=value; null copies those of the newest partition';
+COMMENT ON COLUMN audit_db.managed_tables.managed_since IS 'When the table was taken over';
+-- Like the catalog's own description of partitioned tables, the settings hold nothing that must be hidden.
+GRANT SELECT ON audit_db.managed_tables TO PUBLIC;
+-- A row of a table that was dropped would be restored as a bare number.
+SELECT pg_catalog.pg_extension_config_dump('audit_db.managed_tables', 'WHERE parent IN (SELECT oid FROM pg_catalog.pg_class)');
+
+CREATE TABLE audit_db.events_log (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    logged_at timestamptz NOT NULL DEFAULT now(),
+    last_at timestamptz NOT NULL DEFAULT now(),
+    occurrences bigint NOT NULL DEFAULT 1,
+    severity text NOT NULL CHECK (severity IN ('info', 'error')),
+    event text NOT NULL,
+    object text NOT NULL,
+    sqlstate text,
+    message text NOT NULL,
+    detail text,
+    hint text
+);
+CREATE INDEX events_log_recent ON audit_db.events_log (event, object, last_at);
+COMMENT ON TABLE audit_db.events_log IS 'What maintenance did and what it could not do; entries are kept 90 days';
+COMMENT ON COLUMN audit_db.events_log.id IS 'Number of the entry';
+COMMENT ON COLUMN audit_db.events_log.logged_at IS 'When it happened, for a failure that repeats the first time';
+COMMENT ON COLUMN audit_db.events_log.last_at IS 'When it happened last';
+COMMENT ON COLUMN audit_db.events_log.occurrences IS 'How often the same failure happened within a day of the one before';
+COMMENT ON COLUMN audit_db.events_log.severity IS 'info: done; error: could not be done';
+COMMENT ON COLUMN audit_db.events_log.event IS 'The step, as in "partition created" or "retention"';
+COMMENT ON COLUMN audit_db.events_log.object IS 'The table or partition';
+COMMENT ON COLUMN audit_db.events_log.sqlstate IS 'SQLSTATE of the failure';
+COMMENT ON COLUMN audit_db.events_log.message IS 'What was done, or the primary message of the failure';
+COMMENT ON COLUMN audit_db.events_log.detail IS 'DETAIL of the failure';
+COMMENT ON COLUMN audit_db.events_log.hint IS 'HINT of the failure';
+GRANT SELECT ON audit_db.events_log TO pg_monitor;

@@ -1,0 +1,97 @@
+//! `drop_expired_partitions`.
+
+use super::require_ownership;
+use crate::error::{Error, Result, or_raise};
+use crate::partition::inspect::Table;
+use crate::partition::managed;
+use crate::partition::retire::{self, Outcome};
+use crate::pg::{catalog, compat, identity, xact};
+use crate::worker::task;
+use crate::{settings, shmem};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys::Oid;
+use pgrx::prelude::*;
+
+#[pg_extern(sql = "")]
+#[allow(clippy::type_complexity)]
+fn drop_expired_partitions(
+    parent: Option<Oid>,
+    dry_run: Option<bool>,
+) -> TableIterator<
+    'static,
+    (
+        name!(partition, String),
+        name!(range_start, Option<TimestampWithTimeZone>),
+        name!(range_end, Option<TimestampWithTimeZone>),
+        name!(action, String),
+        name!(size_bytes, i64),
+    ),
+> {
+    let outcomes = or_raise(expire(parent, dry_run.unwrap_or(false)));
+    for outcome in &outcomes {
+        if let Some(failure) = &outcome.failure {
+            Error::Server(failure.clone()).warn();
+        }
+    }
+    let time =
+        |end: Option<i64>, open: i64| TimestampWithTimeZone::try_from(end.unwrap_or(open)).ok();
+    TableIterator::new(outcomes.into_iter().map(move |outcome| {
+        (
+            outcome.partition,
+            time(outcome.lower, i64::MIN),
+            time(outcome.upper, i64::MAX),
+            outcome.action,
+            outcome.size_bytes,
+        )
+    }))
+}
+
+fn expire(parent: Option<Oid>, dry_run: bool) -> Result<Vec<Outcome>> {
+    let tables = match parent {
+        Some(table) => {
+            require_ownership(table)?;
+            Table::load(table)?;
+            managed::get(table)?;
+            vec![table]
+        }
+        // Without a table: all that the caller could name.
+        None => managed::oids()?
+            .into_iter()
+            .filter(|table| compat::owns_relation(*table, identity::current_role()))
+            .collect(),
+    };
+    let mut outcomes = Vec::new();
+    if dry_run {
+        for table in tables {
+            outcomes.extend(retire::dry_run(table)?);
+        }
+        return Ok(outcomes);
+    }
+    if xact::is_read_only() {
+        return Err(Error::ReadOnly("drop_expired_partitions"));
+    }
+    if !shmem::is_preloaded() {
+        for table in tables {
+            retire::expired_in_session(table, &mut |outcome| {
+                outcomes.push(outcome);
+                true
+            })?;
+        }
+        return Ok(outcomes);
+    }
+    for table in &tables {
+        if retire::hidden_by_open_transaction(*table)? {
+            return Err(Error::OpenTransaction(
+                catalog::qualified_name(*table).unwrap_or_default(),
+            ));
+        }
+    }
+    if tables.is_empty() {
+        return Ok(outcomes);
+    }
+    task::drop_expired(&task::Request {
+        tables: tables.into_iter().map(|table| table.to_u32()).collect(),
+        lock_timeout_ms: settings::lock_timeout().as_millis() as u64,
+        lock_retry_ms: settings::lock_retry().as_millis() as u64,
+    })
+}

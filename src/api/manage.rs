@@ -1,0 +1,282 @@
+//! `manage_table` and `unmanage_table`.
+
+use super::{require_ownership, required};
+use crate::error::{Error, Result, or_raise};
+use crate::partition::create::{self, Maker, storage_parameter};
+use crate::partition::inspect::{Calendar, Table};
+use crate::partition::managed::{self, Wanted};
+use crate::partition::{retire, steps};
+use crate::pg::clock::NamedZone;
+use crate::pg::guc::Scope;
+use crate::pg::spi::quote_identifier;
+use crate::pg::{catalog, clock, compat, identity, lock};
+use crate::worker;
+use audit_db_core::calendar::PartitionInterval;
+use audit_db_core::partition_plan::{self, Facts, Policy};
+use audit_db_core::retention::RetentionAction;
+use pgrx::datum::Interval;
+use pgrx::pg_sys::Oid;
+use pgrx::prelude::*;
+
+/// More than this many periods ahead are a mistake.
+const MAX_PREMAKE: i32 = 1_000;
+
+#[pg_extern(sql = "")]
+#[allow(clippy::too_many_arguments)]
+fn manage_table(
+    parent: Option<Oid>,
+    partition_interval: Option<&str>,
+    premake_count: Option<i32>,
+    retention_interval: Option<Interval>,
+    retention_action: Option<&str>,
+    time_zone: Option<&str>,
+    default_partition: Option<bool>,
+    compress_after: Option<Interval>,
+    storage_parameters: Option<Vec<Option<String>>>,
+) {
+    or_raise((|| {
+        let table = required(parent, "parent")?;
+        require_ownership(table)?;
+        if compress_after.is_some() {
+            return Err(Error::NoCompression);
+        }
+        let storage_parameters = match storage_parameters {
+            None => None,
+            Some(list) => {
+                let list: Vec<String> = list.into_iter().flatten().collect();
+                for parameter in &list {
+                    storage_parameter(parameter)?;
+                }
+                Some(list)
+            }
+        };
+        let wanted = Wanted {
+            interval: interval(partition_interval)?,
+            premake: premake(premake_count)?,
+            retention: retention(retention_interval)?,
+            action: action(retention_action, table)?,
+            time_zone: zone(time_zone)?,
+            default_partition: required(default_partition, "default_partition")?,
+            storage_parameters,
+        };
+        take_over(table, &wanted)
+    })());
+}
+
+#[pg_extern(sql = "")]
+fn unmanage_table(parent: Option<Oid>) {
+    or_raise((|| {
+        let table = required(parent, "parent")?;
+        require_ownership(table)?;
+        if managed::forget(table)? {
+            Ok(())
+        } else {
+            managed::get(table).map(|_| ())
+        }
+    })());
+}
+
+pub(super) fn interval(text: Option<&str>) -> Result<PartitionInterval> {
+    let text = required(text, "partition_interval")?;
+    text.parse().map_err(|()| {
+        Error::invalid_with_hint(
+            format!("partition interval \"{text}\" is not valid"),
+            "Intervals are daily, weekly, monthly, quarterly and yearly.",
+        )
+    })
+}
+
+pub(super) fn premake(count: Option<i32>) -> Result<i32> {
+    let count = required(count, "premake")?;
+    if (0..=MAX_PREMAKE).contains(&count) {
+        Ok(count)
+    } else {
+        Err(Error::invalid(format!(
+            "premake must lie between 0 and {MAX_PREMAKE}, not {count}"
+        )))
+    }
+}
+
+/// Null keeps for ever; what is not longer than nothing is a mistake.
+pub(super) fn retention(interval: Option<Interval>) -> Result<Option<Interval>> {
+    match interval {
+        Some(interval) if !managed::span(interval).is_positive() => Err(Error::invalid_with_hint(
+            "retention must be longer than zero",
+            "Use null to keep partitions for ever.",
+        )),
+        other => Ok(other),
+    }
+}
+
+pub(super) fn zone(name: Option<&str>) -> Result<String> {
+    let name = required(name, "time_zone")?;
+    NamedZone::named(name)?;
+    Ok(name.to_owned())
+}
+
+fn action(text: Option<&str>, table: Oid) -> Result<String> {
+    let text = required(text, "retention_action")?;
+    let action = RetentionAction::parse(text).ok_or_else(|| {
+        Error::invalid_with_hint(
+            format!("retention action \"{text}\" is not valid"),
+            "Actions are drop, detach and archive:SCHEMA.",
+        )
+    })?;
+    if let RetentionAction::Archive(schema) = &action {
+        let oid = catalog::schema_oid(schema)
+            .ok_or_else(|| Error::NoSuchSchema(quote_identifier(schema)))?;
+        let owner = Table::load(table)?.owner;
+        for role in [identity::current_role(), owner] {
+            if !compat::may_create_in_schema(oid, role) {
+                return Err(Error::NoCreateOnSchema {
+                    owner: quote_identifier(identity::role_name(role)),
+                    schema: quote_identifier(schema),
+                });
+            }
+        }
+    }
+    Ok(text.to_owned())
+}
+
+/// Writes the settings and makes the partitions that are due, all in the caller's transaction.
+pub(super) fn take_over(oid: Oid, wanted: &Wanted) -> Result<()> {
+    // Before anything is written: whether audit_db can look after this table at all.
+    let name = Table::load(oid)?.qualified();
+    let before = managed::find(oid)?;
+    steps::with_retries(&name, |scope| {
+        let table = create::lock_and_load(scope, oid)?;
+        managed::save(oid, wanted)?;
+        let managed = managed::get(oid)?;
+        let calendar = Calendar::new(table.key, &managed.time_zone)?;
+        make_due(scope, table, &managed, calendar, wanted.default_partition)
+    })?;
+    let _scope = Scope::new();
+    let managed = managed::get(oid)?;
+    let table = Table::load(oid)?;
+    announce_retention(&table, &managed, before.and_then(|before| before.retention))?;
+    warn_about_locks(&table, &managed)?;
+    worker::want_cycle_at_commit();
+    Ok(())
+}
+
+/// The default partition and the periods ahead. Rows that wait in a default that is too full stay for the worker.
+fn make_due(
+    scope: &Scope,
+    mut table: Table,
+    managed: &managed::Managed,
+    calendar: Calendar,
+    default_partition: bool,
+) -> Result<()> {
+    if table.invalid_index.is_some() {
+        Error::InvalidIndex {
+            table: table.qualified(),
+            index: table.invalid_index.clone().unwrap_or_default(),
+        }
+        .warn();
+        return Ok(());
+    }
+    if default_partition && table.default.is_none() {
+        Maker::new(&table, managed, calendar)?.make_default(scope)?;
+        table = Table::load(table.oid)?;
+    }
+    if create::waiting_positions(&table)?.is_none() {
+        Error::WaitingRows {
+            default: table
+                .default
+                .as_ref()
+                .map(|default| table.qualified_partition(default))
+                .unwrap_or_default(),
+            limit: create::WAITING_LIMIT,
+        }
+        .warn();
+        return Ok(());
+    }
+    let Some(now) = calendar.local_at(clock::transaction_start()) else {
+        return Ok(());
+    };
+    // Those ahead are made at once, so that the table is ready; months of waiting rows are the worker's business.
+    let facts = Facts {
+        table: &table.name,
+        ranges: &table.ranges(),
+        names: &table.names(),
+        now,
+        waiting: &[],
+    };
+    let policy = Policy {
+        interval: managed.interval,
+        premake: managed.premake,
+        earliest: None,
+        latest: crate::settings::max_future().after(now).unwrap_or(now),
+        limit: usize::MAX,
+    };
+    let new = partition_plan::missing(&facts, &policy, &calendar);
+    if new.is_empty() {
+        return Ok(());
+    }
+    let maker = Maker::new(&table, managed, calendar)?;
+    for new in &new {
+        maker.make(scope, new)?;
+    }
+    Ok(())
+}
+
+/// Says which partitions a new retention expires at once.
+fn announce_retention(
+    table: &Table,
+    managed: &managed::Managed,
+    before: Option<audit_db_core::span::Span>,
+) -> Result<()> {
+    if managed.retention.is_none() || managed.retention == before {
+        return Ok(());
+    }
+    let expired = retire::expired_now(table, managed)?;
+    if !expired.is_empty() {
+        ereport!(
+            PgLogLevel::NOTICE,
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            format!(
+                "retention of table {} expires {} partitions at once",
+                table.qualified(),
+                expired.len()
+            ),
+            format!("They are {}.", expired.join(", "))
+        );
+    }
+    Ok(())
+}
+
+/// A session that reads the whole table locks every partition and every index of it; warns where the server's lock table is
+/// too small for a quarter of its connections doing so.
+fn warn_about_locks(table: &Table, managed: &managed::Managed) -> Result<()> {
+    let indexes = catalog::index_count(table.oid);
+    let days = match managed.interval {
+        PartitionInterval::Daily => 1,
+        PartitionInterval::Weekly => 7,
+        PartitionInterval::Monthly => 30,
+        PartitionInterval::Quarterly => 91,
+        PartitionInterval::Yearly => 365,
+    };
+    let kept = managed
+        .retention
+        .map_or(table.partitions.len() as i64, |retention| {
+            retention.approximate_days() / days
+        });
+    let partitions = kept + i64::from(managed.premake) + 1;
+    let (capacity, backends, sessions) = lock::table_capacity();
+    let needed = partitions * (1 + indexes) * sessions;
+    if needed > capacity {
+        let per_transaction = needed.div_euclid(backends.max(1)) + 1;
+        ereport!(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!(
+                "the lock table is too small for table {}",
+                table.qualified()
+            ),
+            format!(
+                "{sessions} sessions that read all of its {partitions} partitions with {indexes} indexes need {needed} locks; there is room for {capacity}. Set max_locks_per_transaction to {per_transaction} or more and restart the server."
+            )
+        );
+    }
+    Ok(())
+}

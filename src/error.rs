@@ -1,0 +1,422 @@
+//! Every error that audit_db raises: its SQLSTATE, message, DETAIL and HINT. The only place that raises.
+
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+/// What went wrong, in terms of the caller's objects.
+#[derive(Debug, Clone)]
+pub enum Error {
+    /// An error that the server raised (or that came from another process) and that is passed on.
+    Server(Failure),
+    NotPreloaded {
+        what: &'static str,
+    },
+    MissingArgument(&'static str),
+    InvalidArgument {
+        message: String,
+        detail: Option<String>,
+        hint: Option<String>,
+    },
+    NoSuchRelation(u32),
+    NotOwner(String),
+    NoCreateOnSchema {
+        owner: String,
+        schema: String,
+    },
+    NotPartitioned(String),
+    NotRangePartitioned {
+        table: String,
+        detail: &'static str,
+    },
+    UnsupportedKey {
+        table: String,
+        column: String,
+        type_name: String,
+    },
+    Temporary(String),
+    NotManaged(String),
+    UnknownZone(String),
+    NoSuchSchema(String),
+    NoCompression,
+    TableExists(String),
+    OutOfRange(String),
+    ReversedBounds {
+        lower: String,
+        upper: String,
+    },
+    Overlap {
+        wanted: String,
+        partition: String,
+        range: String,
+    },
+    NameInUse {
+        name: String,
+        table: String,
+    },
+    NameTooLong(String),
+    WaitingRows {
+        default: String,
+        limit: i64,
+    },
+    CannotMove {
+        default: String,
+        reason: &'static str,
+    },
+    InvalidIndex {
+        table: String,
+        index: String,
+    },
+    LockNotAvailable {
+        table: String,
+        waited_ms: u128,
+    },
+    ClockMoved {
+        days: i64,
+    },
+    BehindNewestEvent {
+        table: String,
+    },
+    OpenTransaction(String),
+    ReadOnly(&'static str),
+    NoWorkerSlot,
+    WorkerEnded,
+    Internal(String),
+}
+
+/// An error as it can be stored, sent and raised again.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    pub sqlstate: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::InvalidArgument {
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
+    }
+
+    pub fn invalid_with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::InvalidArgument {
+            message: message.into(),
+            detail: None,
+            hint: Some(hint.into()),
+        }
+    }
+
+    /// What a try block caught, reduced to what can be kept.
+    pub fn from_caught(caught: CaughtError) -> Self {
+        let report = match caught {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+            CaughtError::RustPanic { ereport, .. } => ereport,
+        };
+        Self::Server(Failure {
+            sqlstate: unpack_sqlstate(report.sql_error_code()),
+            message: report.message().to_owned(),
+            detail: report.detail().map(str::to_owned),
+            hint: report.hint().map(str::to_owned),
+        })
+    }
+
+    /// Whether the error only says that a lock was not to be had in time.
+    pub fn is_lock_timeout(&self) -> bool {
+        match self {
+            Self::Server(failure) => failure.sqlstate == "55P03",
+            Self::LockNotAvailable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The error as it is stored and sent.
+    pub fn failure(&self) -> Failure {
+        let (code, message, detail, hint) = self.parts();
+        match self {
+            Self::Server(failure) => failure.clone(),
+            _ => Failure {
+                sqlstate: unpack_sqlstate(code),
+                message,
+                detail,
+                hint,
+            },
+        }
+    }
+
+    /// Raises the error in the current session. Does not return.
+    pub fn raise(self) -> ! {
+        self.report(PgLogLevel::ERROR);
+        unreachable!("an ERROR was reported and did not leave the function")
+    }
+
+    /// Reports the error at a level below ERROR and returns.
+    pub fn warn(&self) {
+        self.report(PgLogLevel::WARNING);
+    }
+
+    fn report(&self, level: PgLogLevel) {
+        let (code, message, detail, hint) = self.parts();
+        let mut report = ErrorReport::new(code, message, "audit_db");
+        if let Some(detail) = detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = hint {
+            report = report.set_hint(hint);
+        }
+        report.report(level);
+    }
+
+    fn parts(&self) -> (PgSqlErrorCode, String, Option<String>, Option<String>) {
+        use PgSqlErrorCode as Code;
+        match self {
+            Self::Server(failure) => (
+                pack_sqlstate(&failure.sqlstate),
+                failure.message.clone(),
+                failure.detail.clone(),
+                failure.hint.clone(),
+            ),
+            Self::NotPreloaded { what } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("{what} needs audit_db to be preloaded"),
+                Some("The library was loaded by this session only; it has no shared memory and no workers.".into()),
+                Some("Add \"shared_preload_libraries = 'audit_db'\" to postgresql.conf and restart the server.".into()),
+            ),
+            Self::MissingArgument(name) => (
+                Code::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                format!("argument \"{name}\" must not be null"),
+                None,
+                None,
+            ),
+            Self::InvalidArgument {
+                message,
+                detail,
+                hint,
+            } => (
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                message.clone(),
+                detail.clone(),
+                hint.clone(),
+            ),
+            Self::NoSuchRelation(oid) => (
+                Code::ERRCODE_UNDEFINED_TABLE,
+                format!("relation with OID {oid} does not exist"),
+                None,
+                None,
+            ),
+            Self::NotOwner(table) => (
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("must be owner of table {table}"),
+                None,
+                None,
+            ),
+            Self::NoCreateOnSchema { owner, schema } => (
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("permission denied for schema {schema}"),
+                Some(format!(
+                    "Partitions belong to the table's owner, and role {owner} may not create tables in schema {schema}."
+                )),
+                Some(format!("Run \"GRANT CREATE ON SCHEMA {schema} TO {owner}\".")),
+            ),
+            Self::NotPartitioned(table) => (
+                Code::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("\"{table}\" is not a partitioned table"),
+                None,
+                Some("Create it with PARTITION BY RANGE on one timestamptz, timestamp or date column, or use audit_db.create_audit_log.".into()),
+            ),
+            Self::NotRangePartitioned { table, detail } => (
+                Code::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("table \"{table}\" is not partitioned by range on one column"),
+                Some((*detail).into()),
+                Some("audit_db manages tables partitioned by RANGE on one timestamptz, timestamp or date column.".into()),
+            ),
+            Self::UnsupportedKey {
+                table,
+                column,
+                type_name,
+            } => (
+                Code::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("partition key \"{column}\" of table \"{table}\" has type {type_name}"),
+                None,
+                Some("audit_db manages tables partitioned by RANGE on one timestamptz, timestamp or date column.".into()),
+            ),
+            Self::Temporary(table) => (
+                Code::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("table \"{table}\" is temporary"),
+                Some("The worker cannot reach the temporary tables of a session.".into()),
+                None,
+            ),
+            Self::NotManaged(table) => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("table {table} is not managed by audit_db"),
+                None,
+                Some(format!("Call audit_db.manage_table('{table}') first.")),
+            ),
+            Self::UnknownZone(zone) => (
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("time zone \"{zone}\" not recognized"),
+                None,
+                Some("Names are listed in the view pg_timezone_names.".into()),
+            ),
+            Self::NoSuchSchema(schema) => (
+                Code::ERRCODE_INVALID_SCHEMA_NAME,
+                format!("schema {schema} does not exist"),
+                None,
+                Some(format!("Run \"CREATE SCHEMA {schema}\" first.")),
+            ),
+            Self::NoCompression => (
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "this version of audit_db does not compress partitions".into(),
+                None,
+                Some("Leave compress_after null.".into()),
+            ),
+            Self::TableExists(table) => (
+                Code::ERRCODE_DUPLICATE_TABLE,
+                format!("relation {table} already exists"),
+                None,
+                Some("Use audit_db.manage_table to manage a partitioned table that exists, or choose another name.".into()),
+            ),
+            Self::OutOfRange(value) => (
+                Code::ERRCODE_DATETIME_FIELD_OVERFLOW,
+                format!("partition bound out of range: {value}"),
+                Some("Bounds must be finite and lie between the years 1 and 9999.".into()),
+                None,
+            ),
+            Self::ReversedBounds { lower, upper } => (
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                "end_date must be later than start_date".into(),
+                Some(format!("The range would be from {lower} to {upper}.")),
+                None,
+            ),
+            Self::Overlap {
+                wanted,
+                partition,
+                range,
+            } => (
+                Code::ERRCODE_INVALID_OBJECT_DEFINITION,
+                format!("partition would overlap partition {partition}"),
+                Some(format!("Wanted {wanted}; {partition} holds {range}.")),
+                Some("audit_db.partition_info shows the ranges that are taken.".into()),
+            ),
+            Self::NameInUse { name, table } => (
+                Code::ERRCODE_DUPLICATE_TABLE,
+                format!("relation {name} already exists"),
+                Some(format!("It is not the wanted partition of {table}.")),
+                Some("Rename that relation, or pass another name to audit_db.create_partition.".into()),
+            ),
+            Self::NameTooLong(name) => (
+                Code::ERRCODE_NAME_TOO_LONG,
+                format!("partition name \"{name}\" is too long or empty"),
+                Some("Names have 1 to 63 bytes.".into()),
+                None,
+            ),
+            Self::WaitingRows { default, limit } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("more than {limit} rows wait in default partition {default}"),
+                Some("Attaching a partition would scan them all while nobody can write.".into()),
+                Some("Empty the default partition first: audit_db.maintain_partitions does it without blocking.".into()),
+            ),
+            Self::CannotMove { default, reason } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("rows of default partition {default} cannot be moved"),
+                Some((*reason).into()),
+                Some("Rows of this range must leave the default partition before the partition can be attached.".into()),
+            ),
+            Self::InvalidIndex { table, index } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("index {index} of table {table} is not valid"),
+                Some("A partition that is attached now would leave it invalid for good.".into()),
+                Some("Wait until the restore has finished, or attach the missing indexes of the partitions.".into()),
+            ),
+            Self::LockNotAvailable { table, waited_ms } => (
+                Code::ERRCODE_LOCK_NOT_AVAILABLE,
+                format!("could not lock table {table} in time"),
+                Some(format!(
+                    "Tried for {waited_ms} ms, each time for audit_db.lock_timeout, so that other sessions were not held up."
+                )),
+                Some("Find the sessions that hold it with pg_blocking_pids, or raise audit_db.lock_retry.".into()),
+            ),
+            Self::ClockMoved { days } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "retention is suspended because the clock was moved".into(),
+                Some(format!(
+                    "Since the last maintenance cycle the time of day moved by {days} days more than the machine ran."
+                )),
+                Some("Check the clock; the next cycle goes on.".into()),
+            ),
+            Self::BehindNewestEvent { table } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("retention of table {table} is suspended because the clock lies behind its newest event"),
+                Some("A partition holds an event of the future, so either the clock or the event is wrong.".into()),
+                Some("Check the clock and the newest events; retention goes on when the time of the newest event has passed.".into()),
+            ),
+            Self::OpenTransaction(table) => (
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("table {table} was created or altered by the open transaction"),
+                Some("The maintenance worker cannot see or lock it before the transaction ends.".into()),
+                Some("Commit first, then call the function again.".into()),
+            ),
+            Self::ReadOnly(what) => (
+                Code::ERRCODE_READ_ONLY_SQL_TRANSACTION,
+                format!("cannot execute {what} in a read-only transaction"),
+                None,
+                Some("On a standby maintenance begins with promotion.".into()),
+            ),
+            Self::NoWorkerSlot => (
+                Code::ERRCODE_INSUFFICIENT_RESOURCES,
+                "no background worker could be started".into(),
+                Some("All max_worker_processes slots are taken.".into()),
+                Some("Raise max_worker_processes and restart the server.".into()),
+            ),
+            Self::WorkerEnded => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the maintenance worker ended before its work was done".into(),
+                Some("Steps that it reported are done; each was a transaction of its own.".into()),
+                Some("See the server log for the reason, then call the function again.".into()),
+            ),
+            Self::Internal(message) => (
+                Code::ERRCODE_INTERNAL_ERROR,
+                message.clone(),
+                None,
+                None,
+            ),
+        }
+    }
+}
+
+impl From<pgrx::spi::SpiError> for Error {
+    fn from(error: pgrx::spi::SpiError) -> Self {
+        Self::Internal(format!("SPI: {error}"))
+    }
+}
+
+/// Gives the value to SQL, or raises.
+pub fn or_raise<T>(result: Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => error.raise(),
+    }
+}
+
+/// Five characters, six bits each, as `MAKE_SQLSTATE` packs them.
+fn unpack_sqlstate(code: PgSqlErrorCode) -> String {
+    let packed = code as i32 as u32;
+    (0..5)
+        .map(|index| char::from(((packed >> (6 * index)) & 0x3f) as u8 + b'0'))
+        .collect()
+}
+
+fn pack_sqlstate(text: &str) -> PgSqlErrorCode {
+    let packed = text
+        .bytes()
+        .take(5)
+        .enumerate()
+        .fold(0u32, |packed, (index, byte)| {
+            packed | (u32::from(byte.wrapping_sub(b'0') & 0x3f) << (6 * index))
+        });
+    PgSqlErrorCode::from(packed as i32)
+}

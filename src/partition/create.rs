@@ -1,0 +1,467 @@
+//! Makes partitions: built beside the table, then attached, so that only ATTACH's short locks meet others.
+
+use crate::error::{Error, Result};
+use crate::partition::inspect::{Calendar, Table};
+use crate::partition::managed::Managed;
+use crate::pg::guc::Scope;
+use crate::pg::lock::{Deadline, Mode};
+use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
+use crate::pg::{catalog, compat, identity};
+use crate::settings;
+use audit_db_core::naming::{MAX_NAME_BYTES, partition_name};
+use audit_db_core::partition_plan::NewPartition;
+use pgrx::datum::{Timestamp, TimestampWithTimeZone};
+use pgrx::pg_sys::Oid;
+
+/// Rows in a default partition up to which they are simply moved, and up to which ATTACH's scan of it costs nothing.
+pub const WAITING_LIMIT: i64 = 1_000;
+
+/// Locks a table against other makers (not against readers or writers) and reads it anew.
+pub fn lock_and_load(scope: &Scope, table: Oid) -> Result<Table> {
+    Deadline::start(scope, settings::lock_timeout()).lock(table, Mode::ShareUpdateExclusive);
+    Table::load(table)
+}
+
+/// What all new partitions of a table have in common.
+pub struct Maker<'a> {
+    table: &'a Table,
+    calendar: Calendar,
+    schema: Oid,
+    /// Storage parameters and tablespace, as clauses of CREATE TABLE.
+    clauses: String,
+    /// Columns whose values come from the table's own sequence: identity before PostgreSQL 17.
+    identity: Vec<(String, String)>,
+    /// Somebody gets grants on every new table in this database.
+    default_privileges: bool,
+    /// Tables that foreign keys of this table point to.
+    referenced: Vec<Oid>,
+    /// Columns that can be copied from one partition to another.
+    columns: String,
+}
+
+impl<'a> Maker<'a> {
+    pub fn new(table: &'a Table, managed: &Managed, calendar: Calendar) -> Result<Self> {
+        if let Some(index) = &table.invalid_index {
+            return Err(Error::InvalidIndex {
+                table: table.qualified(),
+                index: index.clone(),
+            });
+        }
+        let schema =
+            catalog::schema_oid(&table.schema).ok_or(Error::NoSuchRelation(table.oid.to_u32()))?;
+        if !compat::may_create_in_schema(schema, table.owner) {
+            return Err(Error::NoCreateOnSchema {
+                owner: quote_identifier(identity::role_name(table.owner)),
+                schema: quote_identifier(&table.schema),
+            });
+        }
+        let mut clauses = storage_clause(table, managed)?;
+        if let Some(tablespace) = &table.tablespace {
+            clauses.push_str(&format!(" TABLESPACE {}", quote_identifier(tablespace)));
+        }
+        let identity = if compat::PARTITIONS_INHERIT_IDENTITY {
+            Vec::new()
+        } else {
+            identity_columns(table.oid)?
+        };
+        let default_privileges = !spi::rows(
+            "SELECT 1 FROM pg_catalog.pg_default_acl WHERE defaclobjtype = 'r' LIMIT 1",
+            &[],
+            |row| row.get::<i32>(1),
+        )?
+        .is_empty();
+        let referenced = spi::rows(
+            "SELECT DISTINCT confrelid FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'f' ORDER BY 1",
+            &[table.oid.into()],
+            |row| row.get::<Oid>(1),
+        )?
+        .into_iter()
+        .flatten()
+        .collect();
+        let columns = spi::rows(
+            "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(attname), ', ' ORDER BY attnum)
+               FROM pg_catalog.pg_attribute
+              WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = ''",
+            &[table.oid.into()],
+            |row| row.get::<String>(1),
+        )?
+        .pop()
+        .flatten()
+        .unwrap_or_default();
+        Ok(Self {
+            table,
+            calendar,
+            schema,
+            clauses,
+            identity,
+            default_privileges,
+            referenced,
+            columns,
+        })
+    }
+
+    /// Makes one partition and brings over the rows that wait for it in the default. The table must be locked.
+    pub fn make(&self, scope: &Scope, new: &NewPartition) -> Result<Oid> {
+        let lower = self.calendar.literal(new.lower)?;
+        let upper = self.calendar.literal(new.upper)?;
+        identity::as_role(self.table.owner, || {
+            let waiting = self.waiting_rows()?;
+            let partition = self.build(&new.name)?;
+            let name = quote_qualified_identifier(&self.table.schema, &new.name);
+            self.lock_others(scope);
+            if waiting > 0 {
+                self.move_rows(&name, &lower, &upper)?;
+            }
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {} ATTACH PARTITION {name} FOR VALUES FROM ({}) TO ({})",
+                    self.table.qualified(),
+                    spi::quote_literal(&lower),
+                    spi::quote_literal(&upper),
+                ),
+                &[],
+            )?;
+            self.copy_replica_identity(partition, &name)?;
+            Ok(partition)
+        })
+    }
+
+    /// Makes the default partition. The table must be locked.
+    pub fn make_default(&self, scope: &Scope) -> Result<Oid> {
+        let name = partition_name(&self.table.name, "default");
+        identity::as_role(self.table.owner, || {
+            let partition = self.build(&name)?;
+            let name = quote_qualified_identifier(&self.table.schema, &name);
+            self.lock_others(scope);
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {} ATTACH PARTITION {name} DEFAULT",
+                    self.table.qualified()
+                ),
+                &[],
+            )?;
+            self.copy_replica_identity(partition, &name)?;
+            Ok(partition)
+        })
+    }
+
+    /// A table like the parent, owned by its owner, closed to everybody else.
+    fn build(&self, name: &str) -> Result<Oid> {
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            return Err(Error::NameTooLong(name.to_owned()));
+        }
+        let qualified = quote_qualified_identifier(self.table.schema.as_str(), name);
+        if catalog::relation_in_schema(self.schema, name).is_some() {
+            return Err(Error::NameInUse {
+                name: qualified,
+                table: self.table.qualified(),
+            });
+        }
+        spi::execute(
+            &format!(
+                "CREATE TABLE {qualified} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY){}",
+                self.table.qualified(),
+                self.clauses
+            ),
+            &[],
+        )?;
+        for (column, sequence) in &self.identity {
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {qualified} ALTER COLUMN {} SET DEFAULT pg_catalog.nextval({}::pg_catalog.regclass)",
+                    quote_identifier(column),
+                    spi::quote_literal(sequence)
+                ),
+                &[],
+            )?;
+        }
+        let partition = catalog::relation_in_schema(self.schema, name).ok_or_else(|| {
+            Error::Internal(format!("table {qualified} is gone right after it was made"))
+        })?;
+        if self.default_privileges {
+            revoke_from_others(partition, &qualified)?;
+        }
+        // Queries through the table use the table's policies. These flags are for who reads the partition itself: nobody has a
+        // grant, and an owner who forced row security on himself is not let in by a side door.
+        if self.table.row_security {
+            spi::execute(
+                &format!("ALTER TABLE {qualified} ENABLE ROW LEVEL SECURITY"),
+                &[],
+            )?;
+        }
+        if self.table.force_row_security {
+            spi::execute(
+                &format!("ALTER TABLE {qualified} FORCE ROW LEVEL SECURITY"),
+                &[],
+            )?;
+        }
+        Ok(partition)
+    }
+
+    /// Locks what ATTACH locks beside the table, with one deadline for all, so that writers wait no longer than that.
+    fn lock_others(&self, scope: &Scope) {
+        let deadline = Deadline::start(scope, settings::lock_timeout());
+        for referenced in &self.referenced {
+            deadline.lock(*referenced, Mode::ShareRowExclusive);
+        }
+        if let Some(default) = &self.table.default {
+            deadline.lock(default.oid, Mode::AccessExclusive);
+        }
+        deadline.arm();
+    }
+
+    /// Rows in the default partition; an error when there are too many for ATTACH's scan.
+    fn waiting_rows(&self) -> Result<i64> {
+        let Some(default) = &self.table.default else {
+            return Ok(0);
+        };
+        let name = self.table.qualified_partition(default);
+        let waiting = spi::rows(
+            &format!(
+                "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {name} LIMIT {}) AS waiting",
+                WAITING_LIMIT + 1
+            ),
+            &[],
+            |row| row.get::<i64>(1),
+        )?
+        .pop()
+        .flatten()
+        .unwrap_or(0);
+        if waiting > WAITING_LIMIT {
+            return Err(Error::WaitingRows {
+                default: name,
+                limit: WAITING_LIMIT,
+            });
+        }
+        Ok(waiting)
+    }
+
+    /// Brings the rows of a range from the default into the new table. The default is locked.
+    fn move_rows(&self, target: &str, lower: &str, upper: &str) -> Result<()> {
+        let Some(default) = &self.table.default else {
+            return Ok(());
+        };
+        // Others may have filled it until the lock was ours.
+        self.waiting_rows()?;
+        let source = self.table.qualified_partition(default);
+        let column = quote_identifier(&self.table.column);
+        let range = format!(
+            "{column} >= {} AND {column} < {}",
+            spi::quote_literal(lower),
+            spi::quote_literal(upper)
+        );
+        let any = spi::rows(
+            &format!("SELECT 1 FROM {source} WHERE {range} LIMIT 1"),
+            &[],
+            |row| row.get::<i32>(1),
+        )?;
+        if any.is_empty() {
+            return Ok(());
+        }
+        if let Some(reason) = why_not_movable(default.oid)? {
+            return Err(Error::CannotMove {
+                default: source,
+                reason,
+            });
+        }
+        spi::execute(
+            &format!(
+                "WITH moved AS (DELETE FROM {source} WHERE {range} RETURNING {columns})
+                 INSERT INTO {target} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM moved",
+                columns = self.columns
+            ),
+            &[],
+        )?;
+        Ok(())
+    }
+
+    fn copy_replica_identity(&self, partition: Oid, qualified: &str) -> Result<()> {
+        let clause = match self.table.replica_identity.as_str() {
+            "f" => "FULL".to_owned(),
+            "n" => "NOTHING".to_owned(),
+            "i" => {
+                let index = spi::rows(
+                    "SELECT pg_catalog.quote_ident(c.relname)
+                       FROM pg_catalog.pg_index parent
+                       JOIN pg_catalog.pg_inherits h ON h.inhparent = parent.indexrelid
+                       JOIN pg_catalog.pg_index child ON child.indexrelid = h.inhrelid AND child.indrelid = $2
+                       JOIN pg_catalog.pg_class c ON c.oid = child.indexrelid
+                      WHERE parent.indrelid = $1 AND parent.indisreplident",
+                    &[self.table.oid.into(), partition.into()],
+                    |row| row.get::<String>(1),
+                )?
+                .pop()
+                .flatten();
+                match index {
+                    Some(index) => format!("USING INDEX {index}"),
+                    None => return Ok(()),
+                }
+            }
+            _ => return Ok(()),
+        };
+        spi::execute(
+            &format!("ALTER TABLE {qualified} REPLICA IDENTITY {clause}"),
+            &[],
+        )?;
+        Ok(())
+    }
+}
+
+/// Takes away every privilege that somebody other than the owner has on a table.
+pub fn revoke_from_others(relation: Oid, qualified: &str) -> Result<()> {
+    let grantees = spi::rows(
+        "SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+                              ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
+           FROM pg_catalog.pg_class c, LATERAL pg_catalog.aclexplode(c.relacl) a
+          WHERE c.oid = $1 AND a.grantee <> c.relowner",
+        &[relation.into()],
+        |row| row.get::<String>(1),
+    )?;
+    for grantee in grantees.into_iter().flatten() {
+        spi::execute(
+            &format!("REVOKE ALL ON TABLE {qualified} FROM {grantee} CASCADE"),
+            &[],
+        )?;
+    }
+    Ok(())
+}
+
+/// WITH (…) of the table's settings, else of its newest partition that is a plain table.
+fn storage_clause(table: &Table, managed: &Managed) -> Result<String> {
+    let parameters = match &managed.storage_parameters {
+        Some(parameters) => parameters.clone(),
+        None => match table.partitions.last() {
+            Some(newest) => spi::rows(
+                "SELECT c.reloptions || ARRAY(SELECT 'toast.' || o FROM pg_catalog.pg_class t,
+                                                     LATERAL pg_catalog.unnest(t.reloptions) o
+                                               WHERE t.oid = c.reltoastrelid)
+                   FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relkind = 'r'",
+                &[newest.oid.into()],
+                |row| row.get::<Vec<String>>(1),
+            )?
+            .pop()
+            .flatten()
+            .unwrap_or_default(),
+            None => Vec::new(),
+        },
+    };
+    let mut clauses = Vec::with_capacity(parameters.len());
+    for parameter in &parameters {
+        clauses.push(storage_parameter(parameter)?);
+    }
+    if clauses.is_empty() {
+        Ok(String::new())
+    } else {
+        Ok(format!(" WITH ({})", clauses.join(", ")))
+    }
+}
+
+/// `name=value` as an element of WITH (…). Names are checked, values quoted.
+pub fn storage_parameter(text: &str) -> Result<String> {
+    let plain = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|byte| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'.')
+            })
+    };
+    match text.split_once('=') {
+        Some((name, value)) if plain(name) => Ok(format!("{name} = {}", spi::quote_literal(value))),
+        _ => Err(Error::invalid_with_hint(
+            format!("storage parameter \"{text}\" is not valid"),
+            "Write each as name=value, for example 'fillfactor=90'.",
+        )),
+    }
+}
+
+fn identity_columns(table: Oid) -> Result<Vec<(String, String)>> {
+    let columns = spi::rows(
+        "SELECT a.attname::text,
+                pg_catalog.pg_get_serial_sequence(pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname)
+           FROM pg_catalog.pg_attribute a
+           JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE a.attrelid = $1 AND a.attidentity <> '' AND NOT a.attisdropped",
+        &[table.into()],
+        |row| Ok((row.get::<String>(1)?, row.get::<String>(2)?)),
+    )?;
+    Ok(columns
+        .into_iter()
+        .filter_map(|(column, sequence)| Some((column?, sequence?)))
+        .collect())
+}
+
+/// Why rows must not be deleted from a default partition, if so: somebody would see the deletion.
+fn why_not_movable(default: Oid) -> Result<Option<&'static str>> {
+    #[cfg(feature = "pg14")]
+    const SCHEMA_PUBLISHED: &str = "false";
+    #[cfg(not(feature = "pg14"))]
+    const SCHEMA_PUBLISHED: &str = "EXISTS (SELECT FROM pg_catalog.pg_publication_namespace pn
+                                  JOIN pg_catalog.pg_class c ON c.relnamespace = pn.pnnspid
+                                 WHERE c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)))";
+    let row = spi::rows(
+        &format!(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal),
+                    EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE confrelid = $1 AND contype = 'f'),
+                    EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class = $1),
+                    EXISTS (SELECT FROM pg_catalog.pg_publication WHERE puballtables)
+                    OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel
+                                WHERE prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)))
+                    OR {SCHEMA_PUBLISHED}"
+        ),
+        &[default.into()],
+        |row| {
+            Ok([
+                row.get::<bool>(1)?,
+                row.get::<bool>(2)?,
+                row.get::<bool>(3)?,
+                row.get::<bool>(4)?,
+            ])
+        },
+    )?
+    .pop()
+    .unwrap_or_default();
+    let reasons = [
+        "It bears triggers, which would see the rows being deleted.",
+        "Foreign keys refer to it.",
+        "It bears rules.",
+        "It is published for logical replication, which would delete the rows at the subscribers.",
+    ];
+    Ok(row
+        .into_iter()
+        .zip(reasons)
+        .find_map(|(found, reason)| found.unwrap_or(false).then_some(reason)))
+}
+
+/// Positions of the rows that wait in the default partition, ±infinity left out. `None`: more than can be moved.
+pub fn waiting_positions(table: &Table) -> Result<Option<Vec<i64>>> {
+    let Some(default) = &table.default else {
+        return Ok(Some(Vec::new()));
+    };
+    let name = table.qualified_partition(default);
+    let column = quote_identifier(&table.column);
+    let (cast, instant) = match table.key {
+        catalog::KeyType::Timestamptz => ("timestamptz", true),
+        catalog::KeyType::Timestamp | catalog::KeyType::Date => ("timestamp", false),
+    };
+    let positions = identity::as_role(table.owner, || {
+        spi::rows(
+            &format!(
+                "SELECT CASE WHEN pg_catalog.isfinite({column}) THEN {column}::pg_catalog.{cast} END
+                   FROM {name} LIMIT {}",
+                WAITING_LIMIT + 1
+            ),
+            &[],
+            |row| {
+                Ok(if instant {
+                    row.get::<TimestampWithTimeZone>(1)?.map(i64::from)
+                } else {
+                    row.get::<Timestamp>(1)?.map(i64::from)
+                })
+            },
+        )
+    })?;
+    if positions.len() as i64 > WAITING_LIMIT {
+        return Ok(None);
+    }
+    Ok(Some(positions.into_iter().flatten().collect()))
+}

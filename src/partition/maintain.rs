@@ -1,0 +1,176 @@
+//! What the worker does for one table in each cycle.
+
+use crate::error::{Error, Result};
+use crate::partition::create::{self, Maker};
+use crate::partition::inspect::{Calendar, Table};
+use crate::partition::managed::{self, Managed};
+use crate::partition::{events, retire, steps};
+use crate::pg::guc::Scope;
+use crate::pg::spi;
+use crate::pg::{clock, identity, xact};
+use crate::settings;
+use audit_db_core::partition_plan::{self, Facts, NewPartition, Placement, Policy, Zone};
+use audit_db_core::span::Span;
+use pgrx::pg_sys::Oid;
+
+/// Partitions made in one run of the worker.
+const MADE_IN_A_RUN: usize = 24;
+
+/// Makes partitions ahead, empties the default partition and applies retention. Each step is a transaction; what fails is
+/// recorded and returned, and never keeps the next step from running.
+pub fn table(oid: Oid, clock_moved: Option<i64>) -> Option<Error> {
+    let name = xact::in_transaction(|| Ok(crate::pg::catalog::qualified_name(oid)))
+        .ok()
+        .flatten()
+        .unwrap_or_else(|| oid.to_u32().to_string());
+    let mut last = None;
+    let mut check = |event: &str, outcome: Result<()>| {
+        if let Err(error) = outcome {
+            record(event, &name, &error);
+            last = Some(error);
+        }
+    };
+    xact::report_activity(Some(&format!("partitions of {name}")));
+    check("row security", close_side_doors(oid, &name));
+    check("create partition", make_missing(oid, &name));
+    let mut failed = None;
+    let retired = retire::expired_of_table(oid, clock_moved, &mut |outcome| {
+        // Recorded by the step itself.
+        if let Some(failure) = outcome.failure {
+            let error = Error::Server(failure);
+            error.warn();
+            failed = Some(error);
+        }
+        true
+    });
+    check("retention", retired);
+    last.or(failed)
+}
+
+fn record(event: &str, name: &str, error: &Error) {
+    error.warn();
+    let recorded = xact::in_transaction(|| events::failed(event, name, &error.failure()));
+    if let Err(error) = recorded {
+        error.warn();
+    }
+}
+
+/// The partitions that a table should get now. The default partition's rows are looked at, a few at most.
+fn missing(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Vec<NewPartition>> {
+    let now = calendar
+        .local_at(clock::transaction_start())
+        .ok_or_else(|| Error::Internal("the clock shows no calendar date".into()))?;
+    let waiting: Vec<_> = create::waiting_positions(table)?
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|position| calendar.local(position))
+        .collect();
+    let policy = Policy {
+        interval: managed.interval,
+        premake: managed.premake,
+        earliest: managed
+            .retention
+            .and_then(|retention: Span| retention.before(now)),
+        latest: settings::max_future().after(now).unwrap_or(now),
+        limit: MADE_IN_A_RUN,
+    };
+    let facts = Facts {
+        table: &table.name,
+        ranges: &table.ranges(),
+        names: &table.names(),
+        now,
+        waiting: &waiting,
+    };
+    Ok(partition_plan::missing(&facts, &policy, calendar))
+}
+
+fn make_missing(oid: Oid, name: &str) -> Result<()> {
+    let planned = xact::in_transaction(|| {
+        let _scope = Scope::new();
+        let managed = managed::get(oid)?;
+        let table = Table::load(oid)?;
+        let calendar = Calendar::new(table.key, &managed.time_zone)?;
+        missing(&table, &managed, &calendar)
+    })?;
+    let mut first_error = None;
+    for new in planned {
+        let outcome = steps::in_transactions_with_retries(name, |scope| make_one(scope, oid, &new));
+        if let Err(error) = outcome {
+            // Who keeps the table locked keeps it from the other months too.
+            let stop = error.is_lock_timeout();
+            if first_error.is_none() {
+                first_error = Some(error);
+            }
+            if stop {
+                break;
+            }
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+fn make_one(scope: &Scope, oid: Oid, new: &NewPartition) -> Result<()> {
+    let managed = managed::get(oid)?;
+    let table = create::lock_and_load(scope, oid)?;
+    let range = partition_plan::Range::new(new.lower, new.upper);
+    // Somebody else may have been faster.
+    if !matches!(
+        partition_plan::place_exact(&table.ranges(), range),
+        Placement::Free(_)
+    ) {
+        return Ok(());
+    }
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    Maker::new(&table, &managed, calendar)?.make(scope, new)?;
+    events::done(
+        "partition created",
+        &spi::quote_qualified_identifier(&table.schema, &new.name),
+        &calendar.describe(range),
+    )
+}
+
+/// Row security that the table got after its partitions were made.
+fn close_side_doors(oid: Oid, name: &str) -> Result<()> {
+    let open = xact::in_transaction(|| {
+        spi::rows(
+            "SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname),
+                    p.relrowsecurity AND NOT c.relrowsecurity, p.relforcerowsecurity AND NOT c.relforcerowsecurity
+               FROM pg_catalog.pg_inherits h
+               JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
+               JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              WHERE h.inhparent = $1 AND c.relkind IN ('r', 'p')
+                AND (p.relrowsecurity AND NOT c.relrowsecurity OR p.relforcerowsecurity AND NOT c.relforcerowsecurity)",
+            &[oid.into()],
+            |row| {
+                Ok((
+                    row.get::<String>(1)?.unwrap_or_default(),
+                    row.get::<String>(2)?.unwrap_or_default(),
+                    row.get::<bool>(3)?.unwrap_or(false),
+                    row.get::<bool>(4)?.unwrap_or(false),
+                ))
+            },
+        )
+    })?;
+    for (schema, partition, enable, force) in open {
+        steps::in_transactions_with_retries(name, |scope| {
+            scope.set(
+                c"lock_timeout",
+                &format!("{}ms", settings::lock_timeout().as_millis()),
+            );
+            let table = Table::load(oid)?;
+            identity::as_role(table.owner, || {
+                for (wanted, word) in [(enable, "ENABLE"), (force, "FORCE")] {
+                    if wanted {
+                        spi::execute(
+                            &format!("ALTER TABLE {schema}.{partition} {word} ROW LEVEL SECURITY"),
+                            &[],
+                        )?;
+                    }
+                }
+                Ok(())
+            })
+        })?;
+    }
+    Ok(())
+}

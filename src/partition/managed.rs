@@ -1,0 +1,177 @@
+//! The settings of managed tables, in `audit_db.managed_tables`. The table belongs to the extension; only these functions
+//! write it, after the caller's right to the table was checked.
+
+use crate::error::{Error, Result};
+use crate::pg::{catalog, identity, spi};
+use audit_db_core::calendar::PartitionInterval;
+use audit_db_core::retention::RetentionAction;
+use audit_db_core::span::Span;
+use pgrx::datum::Interval;
+use pgrx::pg_sys::{Oid, TransactionId};
+
+/// How one table is looked after.
+#[derive(Clone, Debug)]
+pub struct Managed {
+    pub interval: PartitionInterval,
+    pub premake: u32,
+    pub retention: Option<Span>,
+    pub action: RetentionAction,
+    pub time_zone: String,
+    /// What new partitions get; without it, what their newest sibling has.
+    pub storage_parameters: Option<Vec<String>>,
+    /// The transaction that wrote the row.
+    pub written_by: TransactionId,
+}
+
+fn relation() -> Result<Oid> {
+    catalog::schema_oid("audit_db")
+        .and_then(|schema| catalog::relation_in_schema(schema, "managed_tables"))
+        .ok_or_else(|| Error::Internal("table audit_db.managed_tables is missing".into()))
+}
+
+/// Runs `body` with the rights of the role that owns the extension's tables.
+pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let owner = spi::rows(
+        "SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1",
+        &[relation()?.into()],
+        |row| row.get::<Oid>(1),
+    )?
+    .pop()
+    .flatten()
+    .ok_or_else(|| Error::Internal("audit_db.managed_tables has no owner".into()))?;
+    identity::as_role(owner, body)
+}
+
+const COLUMNS: &str = "SELECT partition_interval, premake, retention, retention_action,
+       time_zone, storage_parameters, xmin FROM audit_db.managed_tables";
+
+pub fn find(table: Oid) -> Result<Option<Managed>> {
+    let found = spi::rows(
+        &format!("{COLUMNS} WHERE parent = $1::pg_catalog.regclass"),
+        &[table.into()],
+        |row| {
+            Ok((
+                row.get::<String>(1)?,
+                row.get::<i32>(2)?,
+                row.get::<Interval>(3)?,
+                row.get::<String>(4)?,
+                row.get::<String>(5)?,
+                row.get::<Vec<String>>(6)?,
+                row.get::<TransactionId>(7)?,
+            ))
+        },
+    )?
+    .pop();
+    let Some((interval, premake, retention, action, zone, storage, xmin)) = found else {
+        return Ok(None);
+    };
+    let unreadable =
+        || Error::Internal("audit_db.managed_tables holds a row it cannot read".into());
+    Ok(Some(Managed {
+        interval: interval
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(unreadable)?,
+        premake: premake
+            .and_then(|count| u32::try_from(count).ok())
+            .ok_or_else(unreadable)?,
+        retention: retention.map(span),
+        action: action
+            .and_then(|text| RetentionAction::parse(&text))
+            .ok_or_else(unreadable)?,
+        time_zone: zone.ok_or_else(unreadable)?,
+        storage_parameters: storage,
+        written_by: xmin.unwrap_or(TransactionId::INVALID),
+    }))
+}
+
+/// The settings of a table, or an error that says how to get some.
+pub fn get(table: Oid) -> Result<Managed> {
+    find(table)?.ok_or_else(|| {
+        Error::NotManaged(
+            catalog::qualified_name(table).unwrap_or_else(|| table.to_u32().to_string()),
+        )
+    })
+}
+
+/// All managed tables that exist, in the order in which they were taken over.
+pub fn oids() -> Result<Vec<Oid>> {
+    Ok(spi::rows(
+        "SELECT m.parent::pg_catalog.oid FROM audit_db.managed_tables m
+          WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.parent)
+          ORDER BY m.managed_since, m.parent",
+        &[],
+        |row| row.get::<Oid>(1),
+    )?
+    .into_iter()
+    .flatten()
+    .collect())
+}
+
+/// Forgets tables that were dropped. For the worker.
+pub fn forget_dropped() -> Result<()> {
+    let dropped = spi::rows(
+        "SELECT m.parent::pg_catalog.oid FROM audit_db.managed_tables m
+          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.parent AND c.relkind = 'p')",
+        &[],
+        |row| row.get::<Oid>(1),
+    )?;
+    for table in dropped.into_iter().flatten() {
+        forget(table)?;
+    }
+    Ok(())
+}
+
+/// What `manage_table` was told, checked.
+pub struct Wanted {
+    pub interval: PartitionInterval,
+    pub premake: i32,
+    pub retention: Option<Interval>,
+    pub action: String,
+    pub time_zone: String,
+    pub default_partition: bool,
+    pub storage_parameters: Option<Vec<String>>,
+}
+
+/// Writes the settings of a table.
+pub fn save(table: Oid, wanted: &Wanted) -> Result<()> {
+    as_extension_owner(|| {
+        spi::execute(
+            "INSERT INTO audit_db.managed_tables AS m (parent, partition_interval, premake, retention, retention_action,
+                    time_zone, default_partition, storage_parameters)
+             VALUES ($1::pg_catalog.regclass, $2, $3, $4, $5, $6, $7, $8)
+             ON CONFLICT (parent) DO UPDATE SET (partition_interval, premake, retention, retention_action, time_zone,
+                    default_partition, storage_parameters)
+                  = ROW (excluded.partition_interval, excluded.premake, excluded.retention, excluded.retention_action,
+                         excluded.time_zone, excluded.default_partition, excluded.storage_parameters)",
+            &[
+                table.into(),
+                wanted.interval.name().into(),
+                wanted.premake.into(),
+                wanted.retention.into(),
+                wanted.action.as_str().into(),
+                wanted.time_zone.as_str().into(),
+                wanted.default_partition.into(),
+                wanted.storage_parameters.clone().into(),
+            ],
+        )?;
+        Ok(())
+    })
+}
+
+/// Removes the settings of a table; whether there were any.
+pub fn forget(table: Oid) -> Result<bool> {
+    as_extension_owner(|| {
+        Ok(spi::execute(
+            "DELETE FROM audit_db.managed_tables WHERE parent = $1::pg_catalog.regclass",
+            &[table.into()],
+        )? > 0)
+    })
+}
+
+pub fn span(interval: Interval) -> Span {
+    Span {
+        months: interval.months(),
+        days: interval.days(),
+        micros: interval.micros(),
+    }
+}

@@ -1,0 +1,10 @@
+//! Partitions: from the catalog's facts (`inspect`) and the table's settings (`managed`) to a plan (in the core crate), and
+//! from the plan to DDL under a lock timeout (`create`, `retire`).
+
+pub mod create;
+pub mod events;
+pub mod inspect;
+pub mod maintain;
+pub mod managed;
+pub mod retire;
+pub mod steps;

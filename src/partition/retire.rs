@@ -1,0 +1,492 @@
+//! Retention: expired partitions go, one transaction each, with brakes.
+
+use crate::error::{Error, Failure, Result};
+use crate::partition::create::revoke_from_others;
+use crate::partition::inspect::{Calendar, Partition, Table};
+use crate::partition::managed::{self, Managed};
+use crate::partition::{events, steps};
+use crate::pg::guc::Scope;
+use crate::pg::lock::{Deadline, Mode};
+use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
+use crate::pg::{catalog, clock, identity, policy, xact};
+use crate::settings;
+use audit_db_core::partition_plan::{Bound, Range};
+use audit_db_core::retention::{self, RetentionAction};
+use pgrx::pg_sys::Oid;
+use serde::{Deserialize, Serialize};
+
+/// What happened, or will happen, to one expired partition.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    pub partition: String,
+    /// Ends of its range as instants; `None` is MINVALUE or MAXVALUE.
+    pub lower: Option<i64>,
+    pub upper: Option<i64>,
+    pub action: String,
+    pub size_bytes: i64,
+    pub failure: Option<Failure>,
+}
+
+/// An expired partition of a table.
+struct Expired {
+    oid: Oid,
+    range: Range,
+    outcome: Outcome,
+}
+
+struct Plan {
+    name: String,
+    action: RetentionAction,
+    expired: Vec<Expired>,
+    /// Why nothing may go now.
+    suspended: Option<Error>,
+}
+
+/// Where the steps run.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In transactions of their own: in a worker.
+    Worker,
+    /// In subtransactions of the session: where the library is not preloaded.
+    Session,
+}
+
+impl Place {
+    fn step<T>(self, table: &str, step: impl FnMut(&Scope) -> Result<T>) -> Result<T> {
+        match self {
+            Self::Worker => steps::in_transactions_with_retries(table, step),
+            Self::Session => steps::with_retries(table, step),
+        }
+    }
+}
+
+/// Lists what would be done, without doing it.
+pub fn dry_run(table: Oid) -> Result<Vec<Outcome>> {
+    let _scope = Scope::new();
+    let Some(plan) = plan(table, None)? else {
+        return Ok(Vec::new());
+    };
+    let verb = plan.action.verb();
+    let limit = settings::max_partitions_dropped();
+    Ok(plan
+        .expired
+        .into_iter()
+        .enumerate()
+        .map(|(index, expired)| {
+            let mut outcome = expired.outcome;
+            outcome.action = match &plan.suspended {
+                Some(error) => format!("skip: {}", error.failure().message),
+                None if index >= limit => deferred(limit),
+                None => verb.to_owned(),
+            };
+            outcome
+        })
+        .collect())
+}
+
+/// Applies retention to one table from a worker. `emit` gets each outcome and says whether to go on.
+pub fn expired_of_table(
+    table: Oid,
+    clock_moved: Option<i64>,
+    emit: &mut dyn FnMut(Outcome) -> bool,
+) -> Result<()> {
+    apply(Place::Worker, table, clock_moved, emit)
+}
+
+/// The same in the caller's transaction.
+pub fn expired_in_session(table: Oid, emit: &mut dyn FnMut(Outcome) -> bool) -> Result<()> {
+    apply(Place::Session, table, None, emit)
+}
+
+fn apply(
+    place: Place,
+    table: Oid,
+    clock_moved: Option<i64>,
+    emit: &mut dyn FnMut(Outcome) -> bool,
+) -> Result<()> {
+    let planned = place.step("", |_| plan(table, clock_moved))?;
+    let Some(plan) = planned else { return Ok(()) };
+    let limit = settings::max_partitions_dropped();
+    for (index, expired) in plan.expired.into_iter().enumerate() {
+        let mut outcome = expired.outcome.clone();
+        let result = if let Some(error) = &plan.suspended {
+            outcome.action = format!("skipped: {}", error.failure().message);
+            Err(error.clone())
+        } else if index >= limit {
+            outcome.action = deferred(limit);
+            Ok(true)
+        } else {
+            place
+                .step(&plan.name, |scope| {
+                    let done = retire(scope, table, &expired)?;
+                    if done {
+                        events::done(
+                            &format!("partition {}", plan.action.done()),
+                            &expired.outcome.partition,
+                            &format!("retention of {}", plan.name),
+                        )?;
+                    }
+                    Ok(done)
+                })
+                .inspect(|_| outcome.action = plan.action.done().to_owned())
+        };
+        match result {
+            Ok(true) => {}
+            // Somebody else was faster.
+            Ok(false) => continue,
+            Err(error) => {
+                let failure = error.failure();
+                if plan.suspended.is_none() {
+                    outcome.action = format!("failed: {}", failure.message);
+                }
+                let object = if plan.suspended.is_some() {
+                    &plan.name
+                } else {
+                    &outcome.partition
+                };
+                place.step(&plan.name, |_| {
+                    events::failed("retention", object, &failure)
+                })?;
+                outcome.failure = Some(failure);
+            }
+        }
+        if !emit(outcome) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn deferred(limit: usize) -> String {
+    format!("deferred: at most {limit} a run (audit_db.max_partitions_dropped)")
+}
+
+/// `None` where the table is not managed or nothing has expired.
+fn plan(table: Oid, clock_moved: Option<i64>) -> Result<Option<Plan>> {
+    let Some(managed) = managed::find(table)? else {
+        return Ok(None);
+    };
+    if managed.retention.is_none() {
+        return Ok(None);
+    }
+    let table = Table::load(table)?;
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    let expired: Vec<Expired> = expired_partitions(&table, &managed, &calendar)
+        .into_iter()
+        .map(|partition| {
+            let range = partition.range.unwrap_or(Range {
+                lower: Bound::MinValue,
+                upper: Bound::MaxValue,
+            });
+            let instant = |bound| match bound {
+                Bound::At(position) => calendar.instant(position),
+                _ => None,
+            };
+            Ok(Expired {
+                oid: partition.oid,
+                range,
+                outcome: Outcome {
+                    partition: table.qualified_partition(partition),
+                    lower: instant(range.lower),
+                    upper: instant(range.upper),
+                    action: String::new(),
+                    size_bytes: size(partition.oid)?,
+                    failure: None,
+                },
+            })
+        })
+        .collect::<Result<_>>()?;
+    if expired.is_empty() {
+        return Ok(None);
+    }
+    let suspended = match clock_moved {
+        Some(micros) => Some(Error::ClockMoved {
+            days: micros / 86_400_000_000,
+        }),
+        None if holds_future_event(&table, &calendar)? => Some(Error::BehindNewestEvent {
+            table: table.qualified(),
+        }),
+        None => None,
+    };
+    Ok(Some(Plan {
+        name: table.qualified(),
+        action: managed.action,
+        expired,
+        suspended,
+    }))
+}
+
+/// Partitions whose whole range is older than the retention, oldest first.
+pub fn expired_partitions<'a>(
+    table: &'a Table,
+    managed: &Managed,
+    calendar: &Calendar,
+) -> Vec<&'a Partition> {
+    let Some(now) = calendar.position_at(clock::transaction_start()) else {
+        return Vec::new();
+    };
+    let ranges = table.ranges();
+    retention::expired(&ranges, managed.retention, now, calendar)
+        .into_iter()
+        .filter_map(|index| table.partitions.get(index))
+        .collect()
+}
+
+fn size(relation: Oid) -> Result<i64> {
+    Ok(spi::rows(
+        "SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(relid))::pg_catalog.int8
+           FROM pg_catalog.pg_partition_tree($1::pg_catalog.regclass)",
+        &[relation.into()],
+        |row| row.get::<i64>(1),
+    )?
+    .pop()
+    .flatten()
+    .unwrap_or(0))
+}
+
+/// Whether a partition holds an event later than now: then the clock, or the event, is wrong. Rows in the default do not
+/// count: what is absurdly far ahead waits there.
+fn holds_future_event(table: &Table, calendar: &Calendar) -> Result<bool> {
+    let Some(now) = calendar.position_at(clock::transaction_start()) else {
+        return Ok(false);
+    };
+    // An event may carry a clock that runs a little ahead of ours.
+    let limit = calendar.literal(
+        now.saturating_add(86_400_000_000)
+            .div_euclid(86_400_000_000)
+            * 86_400_000_000,
+    )?;
+    let column = quote_identifier(&table.column);
+    for partition in &table.partitions {
+        if partition
+            .range
+            .is_some_and(|range| range.upper <= Bound::At(now))
+        {
+            continue;
+        }
+        let found = identity::as_role(table.owner, || {
+            spi::rows(
+                &format!(
+                    "SELECT 1 FROM {} WHERE {column} > {} LIMIT 1",
+                    table.qualified_partition(partition),
+                    spi::quote_literal(&limit)
+                ),
+                &[],
+                |row| row.get::<i32>(1),
+            )
+        })?;
+        if !found.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Takes one partition off its table and does with it what the settings say. `false`: it is gone or no longer expired.
+fn retire(scope: &Scope, oid: Oid, expired: &Expired) -> Result<bool> {
+    let deadline = Deadline::start(scope, settings::lock_timeout());
+    deadline.lock(oid, Mode::AccessExclusive);
+    let Some(managed) = managed::find(oid)? else {
+        return Ok(false);
+    };
+    let table = Table::load(oid)?;
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    let still = expired_partitions(&table, &managed, &calendar)
+        .into_iter()
+        .find(|partition| partition.oid == expired.oid && partition.range == Some(expired.range));
+    let Some(partition) = still else {
+        return Ok(false);
+    };
+    if let Some(default) = &table.default {
+        deadline.lock(default.oid, Mode::AccessExclusive);
+    }
+    deadline.lock(partition.oid, Mode::AccessExclusive);
+    let name = table.qualified_partition(partition);
+    identity::as_role(table.owner, || {
+        spi::execute(
+            &format!("ALTER TABLE {} DETACH PARTITION {name}", table.qualified()),
+            &[],
+        )?;
+        deadline.arm();
+        match &managed.action {
+            RetentionAction::Drop => {
+                spi::execute(&format!("DROP TABLE {name}"), &[])?;
+            }
+            RetentionAction::Detach => protect(&table, partition.oid, &name)?,
+            RetentionAction::Archive(schema) => {
+                protect(&table, partition.oid, &name)?;
+                archive(&partition.name, &name, schema)?;
+            }
+        }
+        Ok(true)
+    })
+}
+
+fn archive(name: &str, qualified: &str, schema: &str) -> Result<()> {
+    let quoted = quote_identifier(schema);
+    let oid = catalog::schema_oid(schema).ok_or_else(|| Error::NoSuchSchema(quoted.clone()))?;
+    if catalog::relation_in_schema(oid, name).is_some() {
+        return Err(Error::NameInUse {
+            name: quote_qualified_identifier(schema, name),
+            table: qualified.to_owned(),
+        });
+    }
+    spi::execute(&format!("ALTER TABLE {qualified} SET SCHEMA {quoted}"), &[])?;
+    Ok(())
+}
+
+/// Makes a detached partition as closed as its table is: the same grants, row security and policies. It keeps no default on the
+/// table's sequence.
+fn protect(table: &Table, partition: Oid, qualified: &str) -> Result<()> {
+    for column in own_sequence_defaults(table.oid, partition)? {
+        spi::execute(
+            &format!(
+                "ALTER TABLE {qualified} ALTER COLUMN {} DROP DEFAULT",
+                quote_identifier(column)
+            ),
+            &[],
+        )?;
+    }
+    revoke_from_others(partition, qualified)?;
+    for grant in grants(table.oid)? {
+        spi::execute(&grant.replace("{table}", qualified), &[])?;
+    }
+    for (wanted, on, off) in [
+        (table.row_security, "ENABLE", "DISABLE"),
+        (table.force_row_security, "FORCE", "NO FORCE"),
+    ] {
+        let word = if wanted { on } else { off };
+        spi::execute(
+            &format!("ALTER TABLE {qualified} {word} ROW LEVEL SECURITY"),
+            &[],
+        )?;
+    }
+    copy_policies(table.oid, partition, qualified)
+}
+
+fn own_sequence_defaults(table: Oid, partition: Oid) -> Result<Vec<String>> {
+    Ok(spi::rows(
+        "SELECT DISTINCT a.attname::text
+           FROM pg_catalog.pg_attrdef d
+           JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+           JOIN pg_catalog.pg_depend uses ON uses.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+                                         AND uses.objid = d.oid
+                                         AND uses.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+           JOIN pg_catalog.pg_depend owned ON owned.classid = uses.refclassid AND owned.objid = uses.refobjid
+                                          AND owned.refclassid = uses.refclassid AND owned.refobjid = $1
+                                          AND owned.deptype IN ('a', 'i')
+          WHERE d.adrelid = $2",
+        &[table.into(), partition.into()],
+        |row| row.get::<String>(1),
+    )?
+    .into_iter()
+    .flatten()
+    .collect())
+}
+
+/// GRANT commands that give others on `{table}` what they have on the table, columns included.
+fn grants(table: Oid) -> Result<Vec<String>> {
+    Ok(spi::rows(
+        "SELECT pg_catalog.concat('GRANT ', a.privilege_type, g.columns, ' ON TABLE {table} TO ',
+                CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+                     ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END,
+                CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+           FROM (SELECT c.relacl AS acl, c.relowner AS owner, '' AS columns
+                   FROM pg_catalog.pg_class c WHERE c.oid = $1
+                 UNION ALL
+                 SELECT att.attacl, c.relowner, ' (' || pg_catalog.quote_ident(att.attname) || ')'
+                   FROM pg_catalog.pg_attribute att JOIN pg_catalog.pg_class c ON c.oid = att.attrelid
+                  WHERE att.attrelid = $1 AND att.attnum > 0 AND NOT att.attisdropped) g,
+                LATERAL pg_catalog.aclexplode(g.acl) a
+          WHERE a.grantee <> g.owner",
+        &[table.into()],
+        |row| row.get::<String>(1),
+    )?
+    .into_iter()
+    .flatten()
+    .collect())
+}
+
+/// One row of `pg_policy`.
+struct Policy {
+    name: String,
+    command: String,
+    permissive: bool,
+    roles: String,
+    using: Option<String>,
+    check: Option<String>,
+}
+
+fn policies(table: Oid) -> Result<Vec<Policy>> {
+    spi::rows(
+        "SELECT pg_catalog.quote_ident(p.polname), p.polcmd::text, p.polpermissive,
+                (SELECT pg_catalog.string_agg(CASE WHEN r = 0 THEN 'PUBLIC'
+                        ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(r)) END, ', ')
+                   FROM pg_catalog.unnest(p.polroles) r),
+                p.polqual::text, p.polwithcheck::text
+           FROM pg_catalog.pg_policy p WHERE p.polrelid = $1 ORDER BY p.polname",
+        &[table.into()],
+        |row| {
+            Ok(Policy {
+                name: row.get(1)?.unwrap_or_default(),
+                command: row.get(2)?.unwrap_or_default(),
+                permissive: row.get(3)?.unwrap_or(true),
+                roles: row.get::<String>(4)?.unwrap_or_else(|| "PUBLIC".into()),
+                using: row.get(5)?,
+                check: row.get(6)?,
+            })
+        },
+    )
+}
+
+fn copy_policies(table: Oid, partition: Oid, qualified: &str) -> Result<()> {
+    for policy in policies(partition)? {
+        spi::execute(&format!("DROP POLICY {} ON {qualified}", policy.name), &[])?;
+    }
+    for source in policies(table)? {
+        let command = match source.command.as_str() {
+            "r" => "SELECT",
+            "a" => "INSERT",
+            "w" => "UPDATE",
+            "d" => "DELETE",
+            _ => "ALL",
+        };
+        let kind = if source.permissive {
+            "PERMISSIVE"
+        } else {
+            "RESTRICTIVE"
+        };
+        let mut sql = format!(
+            "CREATE POLICY {} ON {qualified} AS {kind} FOR {command} TO {}",
+            source.name, source.roles
+        );
+        for (word, stored) in [("USING", &source.using), ("WITH CHECK", &source.check)] {
+            let Some(stored) = stored else { continue };
+            // Without this policy the detached partition could show more than its table: then it stays attached.
+            let text = policy::expression_for(stored, table, partition).ok_or_else(|| {
+                Error::Internal(format!(
+                    "policy {} uses a whole row and cannot be copied to {qualified}",
+                    source.name
+                ))
+            })?;
+            sql.push_str(&format!(" {word} ({text})"));
+        }
+        spi::execute(&sql, &[])?;
+    }
+    Ok(())
+}
+
+/// What a table's retention does now, for the NOTICE of `manage_table`.
+pub fn expired_now(table: &Table, managed: &Managed) -> Result<Vec<String>> {
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    Ok(expired_partitions(table, managed, &calendar)
+        .into_iter()
+        .map(|partition| table.qualified_partition(partition))
+        .collect())
+}
+
+/// Whether the session itself keeps others from seeing or locking the table: the worker would wait in vain.
+pub fn hidden_by_open_transaction(table: Oid) -> Result<bool> {
+    Ok(crate::pg::lock::held_exclusively_by_me(table)
+        || managed::find(table)?.is_some_and(|managed| xact::is_current(managed.written_by)))
+}

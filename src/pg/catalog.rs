@@ -1,0 +1,219 @@
+//! What the catalog knows of relations, read through the server's caches: always current, whatever the snapshot.
+
+use audit_db_core::partition_plan::{Bound, Range};
+use pgrx::pg_sys;
+use std::ffi::{CStr, CString, c_char};
+
+/// Type of a partition key that audit_db can look after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyType {
+    Timestamptz,
+    Timestamp,
+    Date,
+}
+
+impl KeyType {
+    pub fn from_oid(oid: pg_sys::Oid) -> Option<Self> {
+        match oid {
+            pg_sys::TIMESTAMPTZOID => Some(Self::Timestamptz),
+            pg_sys::TIMESTAMPOID => Some(Self::Timestamp),
+            pg_sys::DATEOID => Some(Self::Date),
+            _ => None,
+        }
+    }
+
+    /// A bound's value as a position; ±infinity become the ends of the range of positions.
+    fn position(self, datum: pg_sys::Datum) -> i64 {
+        match self {
+            Self::Timestamptz | Self::Timestamp => datum.value() as i64,
+            Self::Date => match datum.value() as i32 {
+                i32::MIN => i64::MIN,
+                i32::MAX => i64::MAX,
+                days => i64::from(days) * 86_400_000_000,
+            },
+        }
+    }
+}
+
+/// One partition of a table: `range` is `None` for the default.
+#[derive(Clone, Copy, Debug)]
+pub struct Child {
+    pub oid: pg_sys::Oid,
+    pub range: Option<Range>,
+}
+
+/// The partitions of a table that is partitioned by range on one column of this type, those with a pending detach too.
+/// `None` where the table is gone or is not partitioned by range.
+pub fn children(table: pg_sys::Oid, key: KeyType) -> Option<Vec<Child>> {
+    // SAFETY: the relation is open and locked while its partition descriptor is read; everything is copied out.
+    unsafe {
+        let relation = pg_sys::try_relation_open(table, pg_sys::AccessShareLock as _);
+        if relation.is_null() {
+            return None;
+        }
+        let mut children = None;
+        if (*(*relation).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE {
+            let partitions = pg_sys::RelationGetPartitionDesc(relation, false);
+            children = Some(read_partitions(&*partitions, key));
+        }
+        pg_sys::relation_close(relation, pg_sys::AccessShareLock as _);
+        children
+    }
+}
+
+/// # Safety
+/// The descriptor must belong to an open relation that is partitioned by range on one column of type `key`.
+unsafe fn read_partitions(partitions: &pg_sys::PartitionDescData, key: KeyType) -> Vec<Child> {
+    let mut children = Vec::with_capacity(partitions.nparts.max(0) as usize);
+    if partitions.nparts <= 0 || partitions.boundinfo.is_null() {
+        return children;
+    }
+    // SAFETY: by contract. `datums` and `kind` have `ndatums` rows; `indexes` has one entry more: entry i is the partition
+    // that ends at bound i, or -1 for a gap. There is one row per bound and one column per key column.
+    unsafe {
+        let info = &*partitions.boundinfo;
+        let bound = |index: i32| -> Bound {
+            let kind = *(*info.kind.add(index as usize));
+            match kind {
+                pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MINVALUE => Bound::MinValue,
+                pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MAXVALUE => Bound::MaxValue,
+                _ => Bound::At(key.position(*(*info.datums.add(index as usize)))),
+            }
+        };
+        for index in 0..info.ndatums {
+            let partition = *info.indexes.add(index as usize);
+            if partition >= 0 && index > 0 {
+                children.push(Child {
+                    oid: *partitions.oids.add(partition as usize),
+                    range: Some(Range {
+                        lower: bound(index - 1),
+                        upper: bound(index),
+                    }),
+                });
+            }
+        }
+        if info.default_index >= 0 {
+            children.push(Child {
+                oid: *partitions.oids.add(info.default_index as usize),
+                range: None,
+            });
+        }
+    }
+    children
+}
+
+/// Name of a relation, unqualified.
+pub fn relation_name(relation: pg_sys::Oid) -> Option<String> {
+    // SAFETY: returns null or a string in the current memory context.
+    unsafe { owned(pg_sys::get_rel_name(relation)) }
+}
+
+/// Name of the schema of a relation.
+pub fn schema_of(relation: pg_sys::Oid) -> Option<String> {
+    // SAFETY: returns null or a string in the current memory context.
+    unsafe {
+        owned(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(
+            relation,
+        )))
+    }
+}
+
+/// `schema.name`, quoted where needed.
+pub fn qualified_name(relation: pg_sys::Oid) -> Option<String> {
+    Some(crate::pg::spi::quote_qualified_identifier(
+        schema_of(relation)?,
+        relation_name(relation)?,
+    ))
+}
+
+pub fn schema_oid(name: &str) -> Option<pg_sys::Oid> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: with missing_ok the look-up returns InvalidOid instead of raising.
+    let oid = unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// A relation of any kind with this name.
+pub fn relation_in_schema(schema: pg_sys::Oid, name: &str) -> Option<pg_sys::Oid> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: returns InvalidOid for what does not exist.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Whether the extension is there in this database. Needs a transaction.
+pub fn extension_exists() -> bool {
+    // SAFETY: with missing_ok the look-up returns InvalidOid instead of raising.
+    unsafe { pg_sys::get_extension_oid(c"audit_db".as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+/// # Safety
+/// Null, or a zero-terminated string.
+unsafe fn owned(text: *mut c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: by contract.
+    Some(
+        unsafe { CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned(),
+    )
+}
+
+/// A database of this server that a worker may connect to.
+pub fn connectable_databases() -> Vec<pg_sys::Oid> {
+    let mut databases = Vec::new();
+    // SAFETY: a scan of a shared catalog, inside a transaction; works without a connection to any database.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as _);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::InvalidOid,
+            false,
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            if (*form).datallowconn && !(*form).datistemplate {
+                databases.push((*form).oid);
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as _);
+    }
+    databases
+}
+
+/// A database by its name.
+pub fn database_oid(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: with missing_ok the look-up returns InvalidOid instead of raising.
+    let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Number of indexes of a relation.
+pub fn index_count(relation: pg_sys::Oid) -> i64 {
+    // SAFETY: the relation is open while its list is read; the list is a copy.
+    unsafe {
+        let opened = pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as _);
+        if opened.is_null() {
+            return 0;
+        }
+        let indexes = pg_sys::RelationGetIndexList(opened);
+        let count = if indexes.is_null() {
+            0
+        } else {
+            (*indexes).length
+        };
+        pg_sys::list_free(indexes);
+        pg_sys::relation_close(opened, pg_sys::AccessShareLock as _);
+        i64::from(count)
+    }
+}

@@ -1,0 +1,116 @@
+//! Settings of the server and of ours: checked strings, and values that hold for one scope only.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::pg_sys;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+/// The check of the one checked string setting there is. Written once, before any check can run.
+static mut CHECK: fn(&str) -> bool = |_| true;
+
+/// Declares a string setting whose values must pass `check`. There is room for one.
+pub fn define_checked_string(
+    name: &'static CStr,
+    short: &'static CStr,
+    long: &'static CStr,
+    setting: &'static GucSetting<Option<CString>>,
+    context: GucContext,
+    check: fn(&str) -> bool,
+) {
+    // SAFETY: a backend is single threaded; the hook has the signature the server asks for.
+    unsafe {
+        CHECK = check;
+        GucRegistry::define_string_guc_with_hooks(
+            name,
+            short,
+            long,
+            setting,
+            context,
+            GucFlags::default(),
+            Some(check_string),
+            None,
+            None,
+        );
+    }
+}
+
+/// Check hooks run in places without a transaction: pure code only.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn check_string(
+    value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the server passes a pointer to a zero-terminated string, or to null for "no value".
+    unsafe {
+        if value.is_null() || (*value).is_null() {
+            return true;
+        }
+        CStr::from_ptr(*value).to_str().is_ok_and(CHECK)
+    }
+}
+
+/// Makes unknown settings with this prefix an error.
+pub fn reserve_prefix(prefix: &'static CStr) {
+    // SAFETY: the server copies the string. Before 15 the same function has another name.
+    unsafe {
+        #[cfg(not(feature = "pg14"))]
+        pg_sys::MarkGUCPrefixReserved(prefix.as_ptr());
+        #[cfg(feature = "pg14")]
+        pg_sys::EmitWarningsOnPlaceholders(prefix.as_ptr());
+    }
+}
+
+/// Settings that hold until this value is dropped, as a function's SET clause does.
+pub struct Scope {
+    level: c_int,
+}
+
+impl Scope {
+    /// What every piece of our own SQL runs under: nobody else's objects are found by a bare name, and bounds are written
+    /// in one way.
+    pub fn new() -> Self {
+        // SAFETY: opens a nesting level that Drop, or the abort of the transaction, closes.
+        let level = unsafe { pg_sys::NewGUCNestLevel() };
+        let scope = Self { level };
+        scope.set(c"search_path", "pg_catalog, pg_temp");
+        scope.set(c"datestyle", "ISO, MDY");
+        scope.set(c"default_tablespace", "");
+        scope
+    }
+
+    /// Sets one value for the rest of the scope.
+    pub fn set(&self, name: &CStr, value: &str) {
+        let Ok(value) = CString::new(value) else {
+            return;
+        };
+        // SAFETY: both strings live across the call; GUC_ACTION_SAVE is undone when the level closes.
+        unsafe {
+            pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        // After an error the abort of the (sub)transaction closes it.
+        if !std::thread::panicking() {
+            // SAFETY: closes the level that `new` opened.
+            unsafe { pg_sys::AtEOXact_GUC(true, self.level) };
+        }
+    }
+}
+
+/// Reads the configuration files again, as a worker must after SIGHUP.
+pub fn reload_configuration() {
+    // SAFETY: called between transactions by a background worker.
+    unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+}

@@ -1,0 +1,205 @@
+//! Hooks into other people's statements. They let a statement pass without a guard around it, because a guard copies only part
+//! of an error: nothing with a destructor lives across the call, and what can panic is in a guarded function of its own.
+
+use pgrx::pg_sys;
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut PREVIOUS_OBJECT_ACCESS: pg_sys::object_access_hook_type = None;
+static mut LISTENERS: Option<Listeners> = None;
+
+/// Who wants to know.
+#[derive(Clone, Copy)]
+pub struct Listeners {
+    /// Before a command that needs a database without connections, with that database's name; may raise.
+    pub database_command: fn(&CStr),
+    /// An extension is being created (`true`) or dropped; must not raise or panic.
+    pub extension: fn(bool),
+    /// A database may have come or gone; must not raise or panic.
+    pub databases_changed: fn(),
+    /// The transaction has committed (`true`) or was rolled back; must not raise.
+    pub transaction_end: fn(bool),
+}
+
+/// Installs the hooks. Only while libraries are preloaded.
+pub fn install(listeners: Listeners) {
+    // SAFETY: the postmaster is single threaded; the pointers are set once, each chains to the one before.
+    unsafe {
+        LISTENERS = Some(listeners);
+        PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+        PREVIOUS_OBJECT_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(object_access);
+        pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());
+    }
+}
+
+fn listeners() -> Option<Listeners> {
+    // SAFETY: written once before any other process exists.
+    unsafe { LISTENERS }
+}
+
+unsafe extern "C-unwind" {
+    // Not pgrx's: those are guarded, and a guard loses fields of an error that passes.
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// Unguarded trampoline: one comparison for statements that are none of our business.
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the arguments are passed on as they came; `before_database_command` is guarded and only reads the statement.
+    unsafe {
+        if matches!(
+            (*(*statement).utilityStmt).type_,
+            pg_sys::NodeTag::T_DropdbStmt
+                | pg_sys::NodeTag::T_RenameStmt
+                | pg_sys::NodeTag::T_AlterDatabaseStmt
+                | pg_sys::NodeTag::T_CreatedbStmt
+        ) {
+            before_database_command((*statement).utilityStmt);
+        }
+        match PREVIOUS_UTILITY {
+            Some(previous) => previous(
+                statement,
+                query,
+                read_only_tree,
+                context,
+                parameters,
+                environment,
+                receiver,
+                completion,
+            ),
+            None => standard_ProcessUtility(
+                statement,
+                query,
+                read_only_tree,
+                context,
+                parameters,
+                environment,
+                receiver,
+                completion,
+            ),
+        }
+    }
+}
+
+fn databases_changed() {
+    if let Some(listeners) = listeners() {
+        (listeners.databases_changed)();
+    }
+}
+
+/// Finds out which database must have no connections, and says so.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn before_database_command(statement: *mut pg_sys::Node) {
+    // SAFETY: the tag says which structure it is; strings of a parse tree are zero-terminated or null.
+    unsafe {
+        let name: *const c_char = match (*statement).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => {
+                databases_changed();
+                (*statement.cast::<pg_sys::DropdbStmt>()).dbname
+            }
+            pg_sys::NodeTag::T_RenameStmt => {
+                let rename = statement.cast::<pg_sys::RenameStmt>();
+                if (*rename).renameType != pg_sys::ObjectType::OBJECT_DATABASE {
+                    return;
+                }
+                (*rename).subname
+            }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let alter = statement.cast::<pg_sys::AlterDatabaseStmt>();
+                if option(&*alter, (*alter).options, c"tablespace").is_null() {
+                    return;
+                }
+                (*alter).dbname
+            }
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                databases_changed();
+                let create = statement.cast::<pg_sys::CreatedbStmt>();
+                option(&*create, (*create).options, c"template")
+            }
+            _ => return,
+        };
+        if let Some(listeners) = listeners()
+            && !name.is_null()
+        {
+            (listeners.database_command)(CStr::from_ptr(name));
+        }
+    }
+}
+
+/// The string value of an option of a statement, null where it has none.
+///
+/// # Safety
+/// `options` must be the list of options of a live statement.
+unsafe fn option<T>(_statement: &T, options: *mut pg_sys::List, name: &CStr) -> *const c_char {
+    // SAFETY: by contract a list of DefElem.
+    unsafe {
+        let options = pgrx::PgList::<pg_sys::DefElem>::from_pg(options);
+        for element in options.iter_ptr() {
+            if CStr::from_ptr((*element).defname) == name && !(*element).arg.is_null() {
+                return pg_sys::defGetString(element);
+            }
+        }
+    }
+    std::ptr::null()
+}
+
+/// Notices that an extension comes or goes, however: by command, CASCADE, DROP OWNED or a script. Which one it is the workers
+/// find out themselves.
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    part: c_int,
+    argument: *mut c_void,
+) {
+    // SAFETY: the arguments are passed on as they came; nothing here can raise.
+    unsafe {
+        if class == pg_sys::ExtensionRelationId {
+            let created = access == pg_sys::ObjectAccessType::OAT_POST_CREATE;
+            let dropped = access == pg_sys::ObjectAccessType::OAT_DROP;
+            if let Some(listeners) = listeners()
+                && (created || dropped)
+            {
+                (listeners.extension)(created);
+            }
+        }
+        if let Some(previous) = PREVIOUS_OBJECT_ACCESS {
+            previous(access, class, object, part, argument);
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn at_transaction_end(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut c_void,
+) {
+    let committed = match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => true,
+        pg_sys::XactEvent::XACT_EVENT_ABORT => false,
+        _ => return,
+    };
+    if let Some(listeners) = listeners() {
+        (listeners.transaction_end)(committed);
+    }
+}

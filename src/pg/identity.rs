@@ -1,0 +1,72 @@
+//! Whose rights hold.
+
+use pgrx::pg_sys;
+use std::ffi::c_int;
+
+/// The role whose rights the session has now.
+pub fn current_role() -> pg_sys::Oid {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// The name of a role, for messages.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    // SAFETY: with missing_ok the look-up returns null instead of raising.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() {
+            return role.to_u32().to_string();
+        }
+        std::ffi::CStr::from_ptr(name)
+            .to_string_lossy()
+            .into_owned()
+    }
+}
+
+/// Another role's rights until this value is dropped.
+struct Guard {
+    role: pg_sys::Oid,
+    context: c_int,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // SAFETY: puts back what was there. After an error the abort does the same.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.role, self.context) };
+    }
+}
+
+/// Runs `body` with the rights of `role`, as the server does for index expressions: nothing that outlives the call can be left
+/// behind by the owner's functions, and row security that an owner forced on himself does not hide his rows from
+/// maintenance.
+pub fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
+    let mut guard = Guard {
+        role: pg_sys::InvalidOid,
+        context: 0,
+    };
+    let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE
+        | pg_sys::SECURITY_RESTRICTED_OPERATION
+        | pg_sys::SECURITY_NOFORCE_RLS;
+    // SAFETY: reads, then sets, the identity of the transaction; the guard or the abort puts it back.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut guard.role, &mut guard.context);
+        pg_sys::SetUserIdAndSecContext(role, guard.context | flags as c_int);
+    }
+    let result = body();
+    drop(guard);
+    result
+}
+
+/// Whether the current role may do to a database what its owner may.
+pub fn owns_database(database: pg_sys::Oid) -> bool {
+    // SAFETY: looks up the current role.
+    unsafe {
+        pg_sys::superuser() || crate::pg::compat::owns_database(database, pg_sys::GetUserId())
+    }
+}
+
+/// The database this session is connected to.
+pub fn my_database() -> pg_sys::Oid {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::MyDatabaseId }
+}

@@ -1,0 +1,98 @@
+//! Relation locks with one deadline for all of them, so that a step never holds up others longer than its timeout.
+
+use crate::pg::guc::Scope;
+use pgrx::pg_sys;
+use std::time::{Duration, Instant};
+
+/// PostgreSQL's names.
+#[allow(clippy::enum_variant_names)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    ShareUpdateExclusive,
+    ShareRowExclusive,
+    AccessExclusive,
+}
+
+impl Mode {
+    const fn number(self) -> pg_sys::LOCKMODE {
+        (match self {
+            Self::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
+            Self::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+            Self::AccessExclusive => pg_sys::AccessExclusiveLock,
+        }) as pg_sys::LOCKMODE
+    }
+}
+
+/// The time that is left for all lock waits of one step.
+pub struct Deadline<'a> {
+    scope: &'a Scope,
+    end: Instant,
+}
+
+impl<'a> Deadline<'a> {
+    /// Starts the clock, and makes `lock_timeout` hold for the statements of the scope too.
+    pub fn start(scope: &'a Scope, timeout: Duration) -> Self {
+        let deadline = Self {
+            scope,
+            end: Instant::now() + timeout,
+        };
+        deadline.arm();
+        deadline
+    }
+
+    /// Gives the next wait what is left. At least 1 ms: 0 would mean for ever.
+    pub fn arm(&self) {
+        let left = self.end.saturating_duration_since(Instant::now());
+        let milliseconds = left.as_millis().clamp(1, i32::MAX as u128);
+        self.scope
+            .set(c"lock_timeout", &format!("{milliseconds}ms"));
+    }
+
+    /// Locks a relation until the end of the transaction; raises 55P03 when the time is over.
+    pub fn lock(&self, relation: pg_sys::Oid, mode: Mode) {
+        self.arm();
+        // SAFETY: locking an OID is valid even when the relation is gone; callers look again afterwards.
+        unsafe { pg_sys::LockRelationOid(relation, mode.number()) };
+        self.arm();
+    }
+}
+
+/// Whether the open transaction itself holds a lock that keeps every other session out of the relation.
+pub fn held_exclusively_by_me(relation: pg_sys::Oid) -> bool {
+    // SAFETY: looks at the local lock table; the relation is opened without waiting because we hold a lock on it if at all.
+    unsafe {
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+            locktag_field2: relation.to_u32(),
+            locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+            ..Default::default()
+        };
+        [
+            Mode::ShareUpdateExclusive,
+            Mode::ShareRowExclusive,
+            Mode::AccessExclusive,
+        ]
+        .into_iter()
+        .any(|mode| pg_sys::LockHeldByMe(&tag, mode.number()))
+    }
+}
+
+unsafe extern "C" {
+    /// `max_prepared_transactions`; not in pgrx's bindings.
+    static max_prepared_xacts: std::ffi::c_int;
+}
+
+/// Locks that the server has room for, its number of backends, and the sessions that may reasonably read a whole audit log at
+/// once: a quarter of its connections.
+pub fn table_capacity() -> (i64, i64, i64) {
+    // SAFETY: reads variables that are fixed since the server started.
+    unsafe {
+        let backends = i64::from(pg_sys::MaxBackends) + i64::from(max_prepared_xacts);
+        (
+            i64::from(pg_sys::max_locks_per_xact) * backends,
+            backends,
+            i64::from(pg_sys::MaxConnections / 4).max(1),
+        )
+    }
+}

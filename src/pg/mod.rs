@@ -1,0 +1,28 @@
+//! The boundary to the server: the only place with raw server calls. What it offers upwards is safe to call.
+#![allow(unsafe_code)]
+
+pub mod catalog;
+pub mod clock;
+pub mod compat;
+pub mod guc;
+pub mod hooks;
+pub mod identity;
+pub mod lock;
+pub mod policy;
+pub mod queue;
+pub mod signal;
+pub mod spi;
+pub mod worker;
+pub mod xact;
+
+/// pg_upgrade runs servers in which nothing of ours must happen.
+pub fn is_binary_upgrade() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pgrx::pg_sys::IsBinaryUpgrade }
+}
+
+/// Whether the postmaster is loading the libraries of shared_preload_libraries.
+pub fn is_preloading() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress }
+}

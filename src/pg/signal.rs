@@ -1,0 +1,50 @@
+//! Waiting, and waking other processes.
+
+use pgrx::pg_sys;
+use std::ffi::c_long;
+use std::time::Duration;
+
+/// Waits until somebody sets this process's latch or the time is over. A cancel or termination that came meanwhile is raised.
+pub fn wait(timeout: Duration) {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    let milliseconds = c_long::try_from(timeout.as_millis()).unwrap_or(c_long::MAX);
+    // SAFETY: MyLatch is this process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            milliseconds,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}
+
+/// Sets the latch of another process of this server; nothing happens when it is gone.
+pub fn wake(pid: i32) {
+    if pid == 0 {
+        return;
+    }
+    // SAFETY: the entry of a process stays mapped even when the process ends meanwhile; setting a latch too many is harmless.
+    unsafe {
+        let process = pg_sys::BackendPidGetProc(pid);
+        if !process.is_null() {
+            pg_sys::SetLatch(&raw mut (*process).procLatch);
+        }
+    }
+}
+
+/// Asks a process of this server to end.
+pub fn terminate(pid: i32) {
+    if pid > 0 {
+        // SAFETY: sends a signal; a process that is gone is no error worth reporting.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+}
+
+/// This process.
+pub fn my_pid() -> i32 {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::MyProcPid }
+}

@@ -1,0 +1,166 @@
+//! Background workers: registration, start-up, end.
+
+use crate::pg::compat;
+use pgrx::pg_sys;
+use std::ffi::{CStr, c_char};
+
+/// A worker that this process has started.
+pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Starting,
+    Running,
+    Stopped,
+}
+
+impl Handle {
+    pub fn status(&self) -> Status {
+        let mut pid = 0;
+        // SAFETY: the handle came from the server and was not freed.
+        match unsafe { pg_sys::GetBackgroundWorkerPid(self.0, &mut pid) } {
+            pg_sys::BgwHandleStatus::BGWH_STARTED => Status::Running,
+            pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED => Status::Starting,
+            _ => Status::Stopped,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: allocated by RegisterDynamicBackgroundWorker in TopMemoryContext; freed once.
+        unsafe { pg_sys::pfree(self.0.cast()) };
+    }
+}
+
+fn describe(name: &str, kind: &str, function: &str) -> pg_sys::BackgroundWorker {
+    let mut worker = pg_sys::BackgroundWorker::default();
+    copy(&mut worker.bgw_name, name);
+    copy(&mut worker.bgw_type, kind);
+    copy(&mut worker.bgw_library_name, "audit_db");
+    copy(&mut worker.bgw_function_name, function);
+    worker.bgw_flags =
+        (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32;
+    // On a standby nothing starts before promotion.
+    worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    worker.bgw_restart_time = pg_sys::BGW_NEVER_RESTART;
+    worker
+}
+
+fn copy(target: &mut [c_char], text: &str) {
+    let room = target.len() - 1;
+    for (slot, byte) in target.iter_mut().zip(text.bytes().take(room)) {
+        *slot = byte as c_char;
+    }
+}
+
+/// Registers the launcher with the postmaster. Only while libraries are preloaded.
+pub fn register_launcher(function: &str) {
+    let mut worker = describe("audit_db launcher", "audit_db launcher", function);
+    worker.bgw_restart_time = 1;
+    // SAFETY: called from _PG_init in the postmaster; the server copies the description.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
+}
+
+/// Starts the worker of a database. `None`: no slot is free.
+pub fn start_database_worker(function: &str, slot: usize) -> Option<Handle> {
+    let mut worker = describe("audit_db worker", "audit_db worker", function);
+    worker.bgw_main_arg = pg_sys::Datum::from(slot);
+    start(&mut worker).map(Handle)
+}
+
+/// Starts a worker for one piece of work of a session.
+pub fn start_task(
+    function: &str,
+    name: &str,
+    segment: u32,
+    database: pg_sys::Oid,
+) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+    let mut worker = describe(name, "audit_db task", function);
+    worker.bgw_main_arg = pg_sys::Datum::from(segment);
+    copy(&mut worker.bgw_extra, &database.to_u32().to_string());
+    start(&mut worker)
+}
+
+fn start(worker: &mut pg_sys::BackgroundWorker) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: the handle is allocated where it survives transactions; the server copies the description.
+    unsafe {
+        worker.bgw_notify_pid = pg_sys::MyProcPid;
+        let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let started = pg_sys::RegisterDynamicBackgroundWorker(worker, &mut handle);
+        pg_sys::MemoryContextSwitchTo(context);
+        started.then_some(handle)
+    }
+}
+
+/// The database that a task worker was started for.
+pub fn task_database() -> Option<pg_sys::Oid> {
+    // SAFETY: set by the server before the worker's entry point runs; the text is zero-terminated.
+    unsafe {
+        let text = CStr::from_ptr((&raw const (*pg_sys::MyBgworkerEntry).bgw_extra).cast());
+        text.to_str()
+            .ok()?
+            .parse::<u32>()
+            .ok()
+            .map(pg_sys::Oid::from)
+    }
+}
+
+/// Signal handlers of a worker: SIGTERM ends even a running statement, SIGHUP is noticed at the next wait.
+pub fn install_signal_handlers() {
+    compat::install_die_handler();
+    // SAFETY: a worker sets its handlers while signals are still blocked.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(libc::SIGHUP, Some(config_reload));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(libc::SIGHUP, Some(config_reload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+static RELOAD: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Async-signal-safe: sets a flag and this process's latch.
+unsafe extern "C-unwind" fn config_reload(_signal: std::ffi::c_int) {
+    // SAFETY: an atomic store and SetLatch, which is made for signal handlers; errno is put back.
+    unsafe {
+        let errno = *libc::__errno_location();
+        RELOAD.store(true, std::sync::atomic::Ordering::Relaxed);
+        set_latch(pg_sys::MyLatch);
+        *libc::__errno_location() = errno;
+    }
+}
+
+unsafe extern "C-unwind" {
+    /// Declared here without pgrx's wrapper, which is not made for signal handlers.
+    #[link_name = "SetLatch"]
+    fn set_latch(latch: *mut pg_sys::Latch);
+}
+
+/// Whether the configuration should be read again; asks once.
+pub fn reload_requested() -> bool {
+    RELOAD.swap(false, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Connects to a database with all rights.
+pub fn connect_to_database(database: pg_sys::Oid) {
+    // SAFETY: called once, from a worker's entry point, with signals unblocked.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0) };
+}
+
+/// Connects to the shared catalogs only.
+pub fn connect_to_no_database() {
+    // SAFETY: called once, from a worker's entry point, with signals unblocked.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+    }
+}
+
+/// Runs `callback` when the process has left everything but shared memory. Register it before connecting: then it runs after
+/// the process has left its database.
+pub fn at_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum), argument: usize) {
+    // SAFETY: the callback takes what the server passes.
+    unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::from(argument)) };
+}

@@ -1,0 +1,87 @@
+//! Transactions, subtransactions, and errors that are caught.
+
+use crate::error::{Error, Result};
+use pgrx::PgTryBuilder;
+use pgrx::pg_sys;
+use std::panic::AssertUnwindSafe;
+
+/// Runs `body` and turns whatever the server raises in it into a value. The (sub)transaction around it must be aborted then.
+fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    PgTryBuilder::new(AssertUnwindSafe(body))
+        .catch_others(|caught| Err(Error::from_caught(caught)))
+        .catch_rust_panic(|caught| Err(Error::from_caught(caught)))
+        .execute()
+}
+
+/// Runs `body` in a subtransaction: what it did stays when it succeeds and is undone, with its locks, when it fails.
+pub fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: the sequence that the server's own procedural languages use; memory context and resource owner are put back.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let outcome = catch(body);
+        if outcome.is_ok() {
+            pg_sys::ReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        outcome
+    }
+}
+
+/// Runs `body` in a transaction of its own. For background workers, outside any transaction.
+pub fn in_transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a worker between transactions; the error path aborts whatever state the transaction is in.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+    let outcome = catch(|| {
+        let value = body()?;
+        // SAFETY: the snapshot that was pushed above; a deferred check may raise at commit, which is caught here too.
+        unsafe {
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+        }
+        Ok(value)
+    });
+    if outcome.is_err() {
+        // SAFETY: valid in every state, also when the commit itself failed.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+    }
+    // SAFETY: a worker's statistics go out when it is idle, not at commit.
+    unsafe { pg_sys::pgstat_report_stat(true) };
+    outcome
+}
+
+/// Whether the transaction must not write: a standby, or READ ONLY.
+pub fn is_read_only() -> bool {
+    // SAFETY: reads variables.
+    unsafe { pg_sys::XactReadOnly || pg_sys::RecoveryInProgress() }
+}
+
+/// Whether a row version was written by the open transaction (or a part of it).
+pub fn is_current(xmin: pg_sys::TransactionId) -> bool {
+    // SAFETY: compares transaction ids.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xmin) }
+}
+
+/// Shows what the worker does in pg_stat_activity.
+pub fn report_activity(text: Option<&str>) {
+    // SAFETY: the server copies the string.
+    unsafe {
+        match text.and_then(|text| std::ffi::CString::new(text).ok()) {
+            Some(text) => {
+                pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr());
+            }
+            None => {
+                pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null())
+            }
+        }
+    }
+}

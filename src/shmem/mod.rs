@@ -1,0 +1,19 @@
+//! What audit_db keeps in shared memory. One lock, `workers`; nothing that can raise, wait or call SQL happens under it.
+#![allow(unsafe_code)]
+
+pub mod workers;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Set in the postmaster while it preloads the library, and inherited by every process.
+static PRELOADED: AtomicBool = AtomicBool::new(false);
+
+pub fn is_preloaded() -> bool {
+    PRELOADED.load(Ordering::Relaxed)
+}
+
+/// Asks for the memory. Only while libraries are preloaded.
+pub fn request() {
+    PRELOADED.store(true, Ordering::Relaxed);
+    workers::request();
+}

@@ -1,0 +1,293 @@
+//! The workers of all databases: who runs, since when, and who must not run for a while.
+
+use crate::error::{Error, Result};
+use crate::pg::{clock, signal};
+use audit_db_core::retention::ClockReading;
+use pgrx::lwlock::PgLwLock;
+use pgrx::{PGRXSharedMemory, pg_guard, pg_shmem_init, pg_sys};
+
+/// Databases that can have a worker. Each needs one of max_worker_processes, so more would not run.
+pub const MAX_DATABASES: usize = 128;
+const ERROR_BYTES: usize = 256;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// The slot is free.
+    Free,
+    /// To be started by the launcher.
+    Wanted,
+    Starting,
+    Idle,
+    Running,
+    /// Ended by an error; started again after a while.
+    Failed,
+    /// No background worker slot was free.
+    NoSlot,
+    /// Found its database without the extension.
+    Absent,
+}
+
+impl State {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Wanted => "wanted",
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Failed => "failed",
+            Self::NoSlot => "no worker slot",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// One database. Times are microseconds of the server's epoch.
+#[derive(Clone, Copy)]
+pub struct Slot {
+    pub database: pg_sys::Oid,
+    pub pid: i32,
+    pub state: State,
+    pub started: i64,
+    pub last_cycle: Option<ClockReading>,
+    pub restarts: u32,
+    /// Failures in a row, for the back-off.
+    pub failures: u32,
+    /// Not to be started before this time.
+    pub not_before: i64,
+    /// The session that keeps the worker out of its database, for DROP DATABASE and the like.
+    pub held_by: i32,
+    /// Somebody asks for a cycle now.
+    pub cycle_wanted: bool,
+    error: [u8; ERROR_BYTES],
+    error_length: u16,
+}
+
+impl Slot {
+    const EMPTY: Self = Self {
+        database: pg_sys::InvalidOid,
+        pid: 0,
+        state: State::Free,
+        started: 0,
+        last_cycle: None,
+        restarts: 0,
+        failures: 0,
+        not_before: 0,
+        held_by: 0,
+        cycle_wanted: false,
+        error: [0; ERROR_BYTES],
+        error_length: 0,
+    };
+
+    pub fn last_error(&self) -> Option<String> {
+        let bytes = &self.error[..usize::from(self.error_length).min(ERROR_BYTES)];
+        (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    fn set_error(&mut self, text: &str) {
+        let mut end = text.len().min(ERROR_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.error[..end].copy_from_slice(&text.as_bytes()[..end]);
+        self.error_length = end as u16;
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Workers {
+    launcher: i32,
+    /// New databases may have come.
+    rescan: bool,
+    slots: [Slot; MAX_DATABASES],
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            launcher: 0,
+            rescan: false,
+            slots: [Slot::EMPTY; MAX_DATABASES],
+        }
+    }
+}
+
+// SAFETY: plain data of fixed size without pointers.
+unsafe impl PGRXSharedMemory for Workers {}
+
+// SAFETY: the name is ours alone.
+static WORKERS: PgLwLock<Workers> = unsafe { PgLwLock::new(c"audit_db workers") };
+
+pub(super) fn request() {
+    pg_shmem_init!(WORKERS);
+}
+
+/// A copy of all slots that are in use.
+pub fn snapshot() -> Result<Vec<Slot>> {
+    if !super::is_preloaded() {
+        return Err(Error::NotPreloaded {
+            what: "audit_db.workers",
+        });
+    }
+    let all = *WORKERS.share();
+    Ok(all
+        .slots
+        .into_iter()
+        .filter(|slot| slot.state != State::Free && slot.state != State::Absent)
+        .collect())
+}
+
+/// A copy of one slot.
+pub fn get(index: usize) -> Slot {
+    WORKERS.share().slots[index]
+}
+
+/// Changes one slot. `change` must not raise.
+pub fn update<T>(index: usize, change: impl FnOnce(&mut Slot) -> T) -> T {
+    change(&mut WORKERS.exclusive().slots[index])
+}
+
+/// The slot of a database, taken now if it has none. `None`: all are in use.
+fn find_or_take(workers: &mut Workers, database: pg_sys::Oid) -> Option<&mut Slot> {
+    let index = workers
+        .slots
+        .iter()
+        .position(|slot| slot.state != State::Free && slot.database == database)
+        .or_else(|| {
+            workers
+                .slots
+                .iter()
+                .position(|slot| slot.state == State::Free)
+        })?;
+    let slot = &mut workers.slots[index];
+    if slot.state == State::Free {
+        *slot = Slot {
+            database,
+            state: State::Absent,
+            ..Slot::EMPTY
+        };
+    }
+    Some(slot)
+}
+
+/// Asks the launcher for a worker in a database. `false`: there is no room.
+pub fn want(database: pg_sys::Oid) -> bool {
+    let launcher = {
+        let mut workers = WORKERS.exclusive();
+        let launcher = workers.launcher;
+        let Some(slot) = find_or_take(&mut workers, database) else {
+            return false;
+        };
+        if slot.pid == 0 && matches!(slot.state, State::Absent | State::Failed) {
+            slot.state = State::Wanted;
+            slot.not_before = 0;
+        }
+        slot.cycle_wanted = true;
+        launcher
+    };
+    signal::wake(launcher);
+    true
+}
+
+/// Wakes the worker of a database: to look whether the extension is still there, or for a cycle.
+pub fn wake(database: pg_sys::Oid, cycle: bool) {
+    let pid = {
+        let mut workers = WORKERS.exclusive();
+        workers
+            .slots
+            .iter_mut()
+            .find(|slot| slot.state != State::Free && slot.database == database)
+            .map_or(0, |slot| {
+                slot.cycle_wanted |= cycle;
+                slot.pid
+            })
+    };
+    signal::wake(pid);
+}
+
+/// Makes the launcher look for new and gone databases.
+pub fn request_scan() {
+    let launcher = {
+        let mut workers = WORKERS.exclusive();
+        workers.rescan = true;
+        workers.launcher
+    };
+    signal::wake(launcher);
+}
+
+/// The launcher says who it is, and asks whether a scan is due.
+pub fn attach_launcher(pid: i32) {
+    WORKERS.exclusive().launcher = pid;
+}
+
+pub fn take_scan_request() -> bool {
+    std::mem::take(&mut WORKERS.exclusive().rescan)
+}
+
+/// Keeps the worker of a database away for this session. Returns the worker's pid, 0 where none runs.
+pub fn hold(database: pg_sys::Oid, holder: i32) -> i32 {
+    let mut workers = WORKERS.exclusive();
+    find_or_take(&mut workers, database).map_or(0, |slot| {
+        slot.held_by = holder;
+        slot.pid
+    })
+}
+
+/// The worker that runs in a database, 0 where none does.
+pub fn pid_in(database: pg_sys::Oid) -> i32 {
+    WORKERS
+        .share()
+        .slots
+        .iter()
+        .find(|slot| slot.state != State::Free && slot.database == database)
+        .map_or(0, |slot| slot.pid)
+}
+
+/// Ends every hold of this session.
+pub fn release(holder: i32) {
+    let launcher = {
+        let mut workers = WORKERS.exclusive();
+        for slot in &mut workers.slots {
+            if slot.held_by == holder {
+                slot.held_by = 0;
+            }
+        }
+        workers.launcher
+    };
+    signal::wake(launcher);
+}
+
+/// Records why a worker does not run or what its last cycle met with.
+pub fn record_error(index: usize, text: &str) {
+    WORKERS.exclusive().slots[index].set_error(text);
+}
+
+/// A worker takes its slot at its start. `None`: it must not run.
+pub fn claim(index: usize, pid: i32) -> Option<pg_sys::Oid> {
+    let now = clock::wall();
+    let mut workers = WORKERS.exclusive();
+    let slot = workers.slots.get_mut(index)?;
+    if slot.state == State::Free || slot.held_by != 0 || slot.pid != 0 {
+        return None;
+    }
+    slot.pid = pid;
+    slot.state = State::Starting;
+    slot.started = now;
+    Some(slot.database)
+}
+
+/// A worker's process has ended. Runs in its exit path.
+pub fn leave(index: usize, pid: i32) {
+    let mut workers = WORKERS.exclusive();
+    if let Some(slot) = workers.slots.get_mut(index)
+        && slot.pid == pid
+    {
+        slot.pid = 0;
+    }
+}
+
+/// Forgets a database.
+pub fn free(index: usize) {
+    WORKERS.exclusive().slots[index] = Slot::EMPTY;
+}

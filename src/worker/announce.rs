@@ -1,0 +1,89 @@
+//! What sessions tell the workers: that an extension came or went, that a table is now managed, that a database must be empty.
+
+use crate::pg::hooks::{self, Listeners};
+use crate::pg::{catalog, identity, signal};
+use crate::shmem::{self, workers};
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+/// What this transaction tells when it commits.
+static AT_COMMIT: AtomicU8 = AtomicU8::new(0);
+const EXTENSION_CREATED: u8 = 1;
+const EXTENSION_DROPPED: u8 = 2;
+const DATABASES_CHANGED: u8 = 4;
+const CYCLE_WANTED: u8 = 8;
+
+/// Whether this session keeps a worker out of its database.
+static HOLDING: AtomicBool = AtomicBool::new(false);
+
+/// How long DROP DATABASE and the like wait for the worker to leave; the server itself waits 5 s for others.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub fn install() {
+    hooks::install(Listeners {
+        database_command: keep_worker_away,
+        extension,
+        databases_changed,
+        transaction_end,
+    });
+}
+
+/// Asks for a maintenance cycle in this database once the transaction has committed.
+pub fn want_cycle_at_commit() {
+    if shmem::is_preloaded() {
+        AT_COMMIT.fetch_or(CYCLE_WANTED, Ordering::Relaxed);
+    }
+}
+
+/// Which extension it is the worker finds out itself.
+fn extension(created: bool) {
+    let news = if created {
+        EXTENSION_CREATED
+    } else {
+        EXTENSION_DROPPED
+    };
+    AT_COMMIT.fetch_or(news, Ordering::Relaxed);
+}
+
+fn databases_changed() {
+    AT_COMMIT.fetch_or(DATABASES_CHANGED, Ordering::Relaxed);
+}
+
+fn keep_worker_away(name: &CStr) {
+    let Some(database) = catalog::database_oid(name) else {
+        return;
+    };
+    // Who may not run the command must not stop the worker either.
+    if database == identity::my_database() || !identity::owns_database(database) {
+        return;
+    }
+    HOLDING.store(true, Ordering::Relaxed);
+    let started = Instant::now();
+    let mut pid = workers::hold(database, signal::my_pid());
+    signal::terminate(pid);
+    while pid != 0 && started.elapsed() < LEAVE_TIMEOUT {
+        signal::wait(Duration::from_millis(5));
+        pid = workers::pid_in(database);
+    }
+}
+
+fn transaction_end(committed: bool) {
+    if HOLDING.swap(false, Ordering::Relaxed) {
+        workers::release(signal::my_pid());
+    }
+    let news = AT_COMMIT.swap(0, Ordering::Relaxed);
+    if news == 0 || !committed {
+        return;
+    }
+    let database = identity::my_database();
+    if news & EXTENSION_CREATED != 0 {
+        workers::want(database);
+    }
+    if news & (EXTENSION_DROPPED | CYCLE_WANTED) != 0 {
+        workers::wake(database, news & CYCLE_WANTED != 0);
+    }
+    if news & DATABASES_CHANGED != 0 {
+        workers::request_scan();
+    }
+}

@@ -1,0 +1,106 @@
+//! The worker of one database: every `audit_db.maintenance_interval` it makes partitions ahead, empties default partitions
+//! and applies retention, one table after the other; a failure in one is recorded and the others go on.
+
+use crate::error::{Error, Result};
+use crate::partition::{events, maintain, managed};
+use crate::pg::{catalog, clock, guc, signal, worker, xact};
+use crate::settings;
+use crate::shmem::workers::{self, State};
+use audit_db_core::retention::clock_jump;
+use pgrx::pg_sys;
+use std::time::{Duration, Instant};
+
+/// Entry point of a database's worker; the argument is its slot.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn audit_db_worker_main(argument: pg_sys::Datum) {
+    let index = argument.value();
+    worker::install_signal_handlers();
+    // Registered before connecting: it runs once the process has left its database, which DROP DATABASE waits for.
+    worker::at_exit(worker_exit, index);
+    let Some(database) = workers::claim(index, signal::my_pid()) else {
+        return;
+    };
+    worker::connect_to_database(database);
+    run(index);
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn worker_exit(_code: i32, index: pg_sys::Datum) {
+    workers::leave(index.value(), signal::my_pid());
+}
+
+fn run(index: usize) {
+    let mut due = Instant::now();
+    loop {
+        if !extension_is_here(index) {
+            workers::update(index, |slot| slot.state = State::Absent);
+            return;
+        }
+        if Instant::now() >= due
+            || workers::update(index, |slot| std::mem::take(&mut slot.cycle_wanted))
+        {
+            cycle(index);
+            due = Instant::now() + settings::maintenance_interval();
+        }
+        workers::update(index, |slot| slot.state = State::Idle);
+        xact::report_activity(None);
+        signal::wait(
+            due.saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1)),
+        );
+        if worker::reload_requested() {
+            guc::reload_configuration();
+            due = due.min(Instant::now() + settings::maintenance_interval());
+        }
+    }
+}
+
+fn extension_is_here(index: usize) -> bool {
+    match xact::in_transaction(|| Ok(catalog::extension_exists())) {
+        Ok(exists) => exists,
+        Err(error) => {
+            workers::record_error(index, &error.failure().message);
+            true
+        }
+    }
+}
+
+/// One round over all managed tables.
+fn cycle(index: usize) {
+    xact::report_activity(Some("maintenance cycle"));
+    let last = workers::update(index, |slot| {
+        slot.state = State::Running;
+        slot.cycle_wanted = false;
+        slot.last_cycle
+    });
+    let now = clock::reading();
+    let clock_moved = last.and_then(|last| clock_jump(last, now));
+    let tables = xact::in_transaction(|| {
+        managed::forget_dropped()?;
+        managed::oids()
+    });
+    match tables {
+        Ok(tables) => {
+            for table in tables {
+                maintain::table(table, clock_moved);
+                pgrx::check_for_interrupts!();
+            }
+            let purged = xact::in_transaction(events::purge);
+            note(index, purged);
+        }
+        Err(error) => note(index, Err(error)),
+    }
+    workers::update(index, |slot| {
+        slot.last_cycle = Some(now);
+        slot.failures = 0;
+    });
+}
+
+fn note(index: usize, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        let error: Error = error;
+        workers::record_error(index, &error.failure().message);
+        error.warn();
+    }
+}

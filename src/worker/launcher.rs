@@ -1,0 +1,214 @@
+//! The launcher: finds the databases with the extension and keeps one worker in each.
+
+use crate::error::Error;
+use crate::pg::worker::{Handle, Status};
+use crate::pg::{catalog, clock, guc, signal, worker, xact};
+use crate::shmem::workers::{self, MAX_DATABASES, State};
+use audit_db_core::backoff::Backoff;
+use pgrx::pg_sys;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Waits between restarts of a worker that ends with an error.
+const RESTART: Backoff = Backoff {
+    base: Duration::from_secs(1),
+    cap: Duration::from_secs(300),
+};
+/// Workers that look for the extension at the same time: a server with hundreds of databases must not lose all its slots.
+const MAX_PROBES: usize = 2;
+/// Without news the launcher still looks this often.
+const IDLE: Duration = Duration::from_secs(60);
+/// A worker that ran this long counts as healthy: its failures are forgotten.
+const HEALTHY_MICROS: i64 = 600_000_000;
+
+/// Entry point of the launcher.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn audit_db_launcher_main(_argument: pg_sys::Datum) {
+    worker::install_signal_handlers();
+    worker::connect_to_no_database();
+    worker::at_exit(launcher_exit, 0);
+    workers::attach_launcher(signal::my_pid());
+    Launcher::new().run();
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn launcher_exit(_code: i32, _argument: pg_sys::Datum) {
+    workers::attach_launcher(0);
+}
+
+struct Launcher {
+    handles: [Option<Handle>; MAX_DATABASES],
+    /// Databases that a worker has looked into since this launcher started, or is about to.
+    probed: HashSet<u32>,
+    /// Whether the server had no slot for a worker the last time one was wanted; said once.
+    short_of_slots: bool,
+}
+
+impl Launcher {
+    fn new() -> Self {
+        Self {
+            handles: [const { None }; MAX_DATABASES],
+            probed: HashSet::new(),
+            short_of_slots: false,
+        }
+    }
+
+    fn run(mut self) -> ! {
+        self.adopt();
+        self.scan();
+        loop {
+            let next = self.tend();
+            signal::wait(next);
+            if worker::reload_requested() {
+                guc::reload_configuration();
+            }
+            if workers::take_scan_request() {
+                self.scan();
+            }
+        }
+    }
+
+    /// After a launcher that died alone: ends the workers it left, so that each is watched by somebody.
+    fn adopt(&mut self) {
+        for index in 0..MAX_DATABASES {
+            let slot = workers::get(index);
+            if slot.state != State::Free {
+                signal::terminate(slot.pid);
+                workers::update(index, |slot| slot.state = State::Wanted);
+            }
+        }
+    }
+
+    /// Wants a worker in every database that none has looked into, and forgets databases that are gone.
+    fn scan(&mut self) {
+        let databases = match xact::in_transaction(|| Ok(catalog::connectable_databases())) {
+            Ok(databases) => databases,
+            Err(error) => {
+                error.warn();
+                return;
+            }
+        };
+        let present: HashSet<u32> = databases.iter().map(|oid| oid.to_u32()).collect();
+        self.probed.retain(|oid| present.contains(oid));
+        for index in 0..MAX_DATABASES {
+            let slot = workers::get(index);
+            if slot.state != State::Free
+                && slot.held_by == 0
+                && self.handles[index].is_none()
+                && !present.contains(&slot.database.to_u32())
+            {
+                workers::free(index);
+            }
+        }
+        for database in databases {
+            if !self.probed.contains(&database.to_u32()) && !workers::want(database) {
+                Error::Internal(format!(
+                    "audit_db looks after at most {MAX_DATABASES} databases; database {} has no worker",
+                    database.to_u32()
+                ))
+                .warn();
+            }
+        }
+    }
+
+    /// Starts what should run, notices what has ended. Returns the time until something is due.
+    fn tend(&mut self) -> Duration {
+        let mut next = IDLE;
+        let mut gone = false;
+        let mut probes = self.running_probes();
+        for index in 0..MAX_DATABASES {
+            if self.handles[index]
+                .as_ref()
+                .is_some_and(|handle| handle.status() == Status::Stopped)
+            {
+                self.handles[index] = None;
+                gone |= Self::note_end(index);
+            }
+            let slot = workers::get(index);
+            if slot.state == State::Free || self.handles[index].is_some() {
+                continue;
+            }
+            if slot.held_by != 0 {
+                continue;
+            }
+            if slot.state == State::Absent {
+                workers::free(index);
+                continue;
+            }
+            let wait = slot.not_before - clock::wall();
+            if wait > 0 {
+                next = next.min(Duration::from_micros(wait as u64));
+            } else if probes < MAX_PROBES {
+                self.probed.insert(slot.database.to_u32());
+                if self.start(index) {
+                    probes += 1;
+                } else {
+                    next = next.min(Duration::from_secs(1));
+                }
+            }
+        }
+        if gone {
+            self.scan();
+        }
+        next
+    }
+
+    /// Workers that have not yet finished a first cycle.
+    fn running_probes(&self) -> usize {
+        (0..MAX_DATABASES)
+            .filter(|index| {
+                self.handles[*index].is_some() && workers::get(*index).last_cycle.is_none()
+            })
+            .count()
+    }
+
+    fn start(&mut self, index: usize) -> bool {
+        match worker::start_database_worker("audit_db_worker_main", index) {
+            Some(handle) => {
+                self.handles[index] = Some(handle);
+                self.short_of_slots = false;
+                true
+            }
+            None => {
+                workers::update(index, |slot| slot.state = State::NoSlot);
+                workers::record_error(
+                    index,
+                    "no background worker slot was free; raise max_worker_processes",
+                );
+                if !self.short_of_slots {
+                    Error::NoWorkerSlot.warn();
+                    self.short_of_slots = true;
+                }
+                false
+            }
+        }
+    }
+
+    /// A worker has ended: without the extension its slot is free, else it comes back after a while. Returns whether the
+    /// database itself may be gone.
+    fn note_end(index: usize) -> bool {
+        let now = clock::wall();
+        workers::update(index, |slot| {
+            slot.pid = 0;
+            if slot.state == State::Absent {
+                return false;
+            }
+            if slot.held_by != 0 {
+                // Asked to leave: no failure.
+                slot.state = State::Wanted;
+                slot.not_before = 0;
+                return true;
+            }
+            if now - slot.started > HEALTHY_MICROS {
+                slot.failures = 0;
+            }
+            let delay = RESTART.delay(slot.failures, now as u64);
+            slot.state = State::Failed;
+            slot.failures = slot.failures.saturating_add(1);
+            slot.restarts = slot.restarts.saturating_add(1);
+            slot.not_before = now + delay.as_micros() as i64;
+            true
+        })
+    }
+}

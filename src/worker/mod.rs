@@ -1,0 +1,16 @@
+//! Background workers: the launcher (one a server), the worker (one a database with the extension), and tasks (one a call of a
+//! session that waits for work which needs transactions of its own).
+#![allow(unsafe_code)]
+
+mod announce;
+mod database;
+mod launcher;
+pub mod task;
+
+pub use announce::want_cycle_at_commit;
+
+/// Registers what only the postmaster can register, while it preloads the library.
+pub fn init() {
+    announce::install();
+    crate::pg::worker::register_launcher("audit_db_launcher_main");
+}

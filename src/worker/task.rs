@@ -1,0 +1,100 @@
+//! One piece of work of a session, done in a worker of its own: each step is a transaction, and the session gets the rows as
+//! they come. When the session is cancelled the worker stops after the step it is in.
+
+use crate::error::{Error, Failure, Result};
+use crate::partition::retire::{self, Outcome};
+use crate::pg::queue::{Receiver, Sender};
+use crate::pg::{worker, xact};
+use pgrx::pg_sys;
+use serde::{Deserialize, Serialize};
+
+const ENTRY: &str = "audit_db_task_main";
+
+/// What the session asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Tables whose expired partitions go; the session has checked its right to each.
+    pub tables: Vec<u32>,
+    /// The session's own `audit_db.lock_timeout` and `audit_db.lock_retry`, in milliseconds.
+    pub lock_timeout_ms: u64,
+    pub lock_retry_ms: u64,
+}
+
+/// What the worker answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Message {
+    Outcome(Outcome),
+    Failed(Failure),
+    Done,
+}
+
+/// Lets a worker drop expired partitions and waits for it.
+pub fn drop_expired(request: &Request) -> Result<Vec<Outcome>> {
+    let bytes = serde_json::to_vec(request).map_err(|error| Error::Internal(error.to_string()))?;
+    let mut receiver = Receiver::start(ENTRY, "audit_db drop_expired_partitions", &bytes)?;
+    let mut outcomes = Vec::new();
+    let result = loop {
+        let Some(message) = receiver.receive() else {
+            break Err(Error::WorkerEnded);
+        };
+        match serde_json::from_slice(&message) {
+            Ok(Message::Outcome(outcome)) => outcomes.push(outcome),
+            Ok(Message::Done) => break Ok(outcomes),
+            Ok(Message::Failed(failure)) => break Err(Error::Server(failure)),
+            Err(error) => break Err(Error::Internal(error.to_string())),
+        }
+    };
+    receiver.close();
+    result
+}
+
+/// Entry point of a task; the argument is the shared segment that the session made.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn audit_db_task_main(argument: pg_sys::Datum) {
+    worker::install_signal_handlers();
+    let Some((mut sender, request)) = Sender::attach(argument.value() as u32) else {
+        return;
+    };
+    let Some(database) = worker::task_database() else {
+        return;
+    };
+    worker::connect_to_database(database);
+    let answer = match run(&mut sender, &request) {
+        Ok(()) => Message::Done,
+        Err(error) => Message::Failed(error.failure()),
+    };
+    send(&mut sender, &answer);
+}
+
+fn run(sender: &mut Sender, request: &[u8]) -> Result<()> {
+    let request: Request =
+        serde_json::from_slice(request).map_err(|error| Error::Internal(error.to_string()))?;
+    for (name, value) in [
+        ("audit_db.lock_timeout", request.lock_timeout_ms),
+        ("audit_db.lock_retry", request.lock_retry_ms),
+    ] {
+        xact::in_transaction(|| {
+            crate::pg::spi::execute(
+                "SELECT pg_catalog.set_config($1, $2, false)",
+                &[name.into(), format!("{value}ms").into()],
+            )
+        })?;
+    }
+    for table in request.tables {
+        xact::report_activity(Some("drop expired partitions"));
+        let mut listening = true;
+        retire::expired_of_table(table.into(), None, &mut |outcome| {
+            listening = send(sender, &Message::Outcome(outcome));
+            listening
+        })?;
+        if !listening {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn send(sender: &mut Sender, message: &Message) -> bool {
+    serde_json::to_vec(message).is_ok_and(|bytes| sender.send(&bytes))
+}
