@@ -1,6 +1,6 @@
 //! `drop_expired_partitions`.
 
-use super::require_ownership;
+use super::{require_ownership, required};
 use crate::error::{Error, Result, or_raise};
 use crate::partition::inspect::Table;
 use crate::partition::managed;
@@ -27,7 +27,7 @@ fn drop_expired_partitions(
         name!(size_bytes, i64),
     ),
 > {
-    let outcomes = or_raise(expire(parent, dry_run.unwrap_or(false)));
+    let outcomes = or_raise(expire(parent, dry_run));
     for outcome in &outcomes {
         if let Some(failure) = &outcome.failure {
             Error::Server(failure.clone()).warn();
@@ -46,7 +46,9 @@ fn drop_expired_partitions(
     }))
 }
 
-fn expire(parent: Option<Oid>, dry_run: bool) -> Result<Vec<Outcome>> {
+fn expire(parent: Option<Oid>, dry_run: Option<bool>) -> Result<Vec<Outcome>> {
+    // A null must not mean "really".
+    let dry_run = required(dry_run, "dry_run")?;
     let tables = match parent {
         Some(table) => {
             require_ownership(table)?;

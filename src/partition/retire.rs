@@ -106,48 +106,52 @@ fn apply(
 ) -> Result<()> {
     let planned = place.step("", |_| plan(table, clock_moved))?;
     let Some(plan) = planned else { return Ok(()) };
+    if let Some(error) = &plan.suspended {
+        let failure = error.failure();
+        place.step(&plan.name, |_| {
+            events::failed("retention", &plan.name, &failure)
+        })?;
+        let mut reason = Some(failure);
+        for expired in plan.expired {
+            let mut outcome = expired.outcome;
+            outcome.action = format!("skipped: {}", error.failure().message);
+            // Said once, shown for each.
+            outcome.failure = reason.take();
+            if !emit(outcome) {
+                break;
+            }
+        }
+        return Ok(());
+    }
     let limit = settings::max_partitions_dropped();
     for (index, expired) in plan.expired.into_iter().enumerate() {
         let mut outcome = expired.outcome.clone();
-        let result = if let Some(error) = &plan.suspended {
-            outcome.action = format!("skipped: {}", error.failure().message);
-            Err(error.clone())
-        } else if index >= limit {
+        if index >= limit {
             outcome.action = deferred(limit);
-            Ok(true)
         } else {
-            place
-                .step(&plan.name, |scope| {
-                    let done = retire(scope, table, &expired)?;
-                    if done {
-                        events::done(
-                            &format!("partition {}", plan.action.done()),
-                            &expired.outcome.partition,
-                            &format!("retention of {}", plan.name),
-                        )?;
-                    }
-                    Ok(done)
-                })
-                .inspect(|_| outcome.action = plan.action.done().to_owned())
-        };
-        match result {
-            Ok(true) => {}
-            // Somebody else was faster.
-            Ok(false) => continue,
-            Err(error) => {
-                let failure = error.failure();
-                if plan.suspended.is_none() {
-                    outcome.action = format!("failed: {}", failure.message);
+            let done = place.step(&plan.name, |scope| {
+                let done = retire(scope, table, &expired)?;
+                if done {
+                    events::done(
+                        &format!("partition {}", plan.action.done()),
+                        &expired.outcome.partition,
+                        &format!("retention of {}", plan.name),
+                    )?;
                 }
-                let object = if plan.suspended.is_some() {
-                    &plan.name
-                } else {
-                    &outcome.partition
-                };
-                place.step(&plan.name, |_| {
-                    events::failed("retention", object, &failure)
-                })?;
-                outcome.failure = Some(failure);
+                Ok(done)
+            });
+            match done {
+                Ok(true) => outcome.action = plan.action.done().to_owned(),
+                // Somebody else was faster.
+                Ok(false) => continue,
+                Err(error) => {
+                    let failure = error.failure();
+                    outcome.action = format!("failed: {}", failure.message);
+                    place.step(&plan.name, |_| {
+                        events::failed("retention", &outcome.partition, &failure)
+                    })?;
+                    outcome.failure = Some(failure);
+                }
             }
         }
         if !emit(outcome) {
@@ -349,7 +353,10 @@ fn protect(table: &Table, partition: Oid, qualified: &str) -> Result<()> {
     }
     revoke_from_others(partition, qualified)?;
     for grant in grants(table.oid)? {
-        spi::execute(&grant.replace("{table}", qualified), &[])?;
+        spi::execute(
+            &format!("GRANT {} ON TABLE {qualified} TO {}", grant.0, grant.1),
+            &[],
+        )?;
     }
     for (wanted, on, off) in [
         (table.row_security, "ENABLE", "DISABLE"),
@@ -384,11 +391,11 @@ fn own_sequence_defaults(table: Oid, partition: Oid) -> Result<Vec<String>> {
     .collect())
 }
 
-/// GRANT commands that give others on `{table}` what they have on the table, columns included.
-fn grants(table: Oid) -> Result<Vec<String>> {
+/// What others may do on the table, columns included: a privilege and to whom it is granted.
+fn grants(table: Oid) -> Result<Vec<(String, String)>> {
     Ok(spi::rows(
-        "SELECT pg_catalog.concat('GRANT ', a.privilege_type, g.columns, ' ON TABLE {table} TO ',
-                CASE WHEN a.grantee = 0 THEN 'PUBLIC'
+        "SELECT pg_catalog.concat(a.privilege_type, g.columns),
+                pg_catalog.concat(CASE WHEN a.grantee = 0 THEN 'PUBLIC'
                      ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END,
                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
            FROM (SELECT c.relacl AS acl, c.relowner AS owner, '' AS columns
@@ -400,10 +407,10 @@ fn grants(table: Oid) -> Result<Vec<String>> {
                 LATERAL pg_catalog.aclexplode(g.acl) a
           WHERE a.grantee <> g.owner",
         &[table.into()],
-        |row| row.get::<String>(1),
+        |row| Ok((row.get::<String>(1)?, row.get::<String>(2)?)),
     )?
     .into_iter()
-    .flatten()
+    .filter_map(|(privilege, grantee)| Some((privilege?, grantee?)))
     .collect())
 }
 

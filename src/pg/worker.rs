@@ -79,18 +79,25 @@ pub fn start_task(
     let mut worker = describe(name, "audit_db task", function);
     worker.bgw_main_arg = pg_sys::Datum::from(segment);
     copy(&mut worker.bgw_extra, &database.to_u32().to_string());
-    start(&mut worker)
+    register(&mut worker)
 }
 
 fn start(worker: &mut pg_sys::BackgroundWorker) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+    // SAFETY: the launcher's handles outlive its transactions.
+    unsafe {
+        let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let handle = register(worker);
+        pg_sys::MemoryContextSwitchTo(context);
+        handle
+    }
+}
+
+fn register(worker: &mut pg_sys::BackgroundWorker) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
     let mut handle = std::ptr::null_mut();
-    // SAFETY: the handle is allocated where it survives transactions; the server copies the description.
+    // SAFETY: the server copies the description; the handle is allocated in the current memory context.
     unsafe {
         worker.bgw_notify_pid = pg_sys::MyProcPid;
-        let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
-        let started = pg_sys::RegisterDynamicBackgroundWorker(worker, &mut handle);
-        pg_sys::MemoryContextSwitchTo(context);
-        started.then_some(handle)
+        pg_sys::RegisterDynamicBackgroundWorker(worker, &mut handle).then_some(handle)
     }
 }
 

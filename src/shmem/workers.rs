@@ -2,13 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::pg::{clock, signal};
-use audit_db_core::retention::ClockReading;
+use audit_db_core::retention::{self, ClockReading};
 use pgrx::lwlock::PgLwLock;
 use pgrx::{PGRXSharedMemory, pg_guard, pg_shmem_init, pg_sys};
 
 /// Databases that can have a worker. Each needs one of max_worker_processes, so more would not run.
 pub const MAX_DATABASES: usize = 128;
 const ERROR_BYTES: usize = 256;
+/// Retention stays suspended this long after a clock was moved.
+const SUSPENDED_MICROS: i64 = 86_400_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -60,6 +62,8 @@ pub struct Slot {
     pub held_by: i32,
     /// Somebody asks for a cycle now.
     pub cycle_wanted: bool,
+    /// A clock that was moved, by how much, and the boot clock when that was noticed.
+    pub clock_jump: Option<(i64, i64)>,
     error: [u8; ERROR_BYTES],
     error_length: u16,
 }
@@ -76,6 +80,7 @@ impl Slot {
         not_before: 0,
         held_by: 0,
         cycle_wanted: false,
+        clock_jump: None,
         error: [0; ERROR_BYTES],
         error_length: 0,
     };
@@ -85,7 +90,7 @@ impl Slot {
         (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes).into_owned())
     }
 
-    fn set_error(&mut self, text: &str) {
+    pub fn set_error(&mut self, text: &str) {
         let mut end = text.len().min(ERROR_BYTES);
         while !text.is_char_boundary(end) {
             end -= 1;
@@ -179,7 +184,7 @@ pub fn want(database: pg_sys::Oid) -> bool {
         let Some(slot) = find_or_take(&mut workers, database) else {
             return false;
         };
-        if slot.pid == 0 && matches!(slot.state, State::Absent | State::Failed) {
+        if matches!(slot.state, State::Absent | State::Failed) {
             slot.state = State::Wanted;
             slot.not_before = 0;
         }
@@ -261,6 +266,41 @@ pub fn release(holder: i32) {
 /// Records why a worker does not run or what its last cycle met with.
 pub fn record_error(index: usize, text: &str) {
     WORKERS.exclusive().slots[index].set_error(text);
+}
+
+/// By how much the wall clock was moved against the boot clock since the last cycle in a database, where that was noticed less
+/// than a day ago: people need time to see it before retention goes on.
+pub fn clock_jump(database: pg_sys::Oid, now: ClockReading) -> Option<i64> {
+    let workers = WORKERS.share();
+    let slot = workers
+        .slots
+        .iter()
+        .find(|slot| slot.state != State::Free && slot.database == database)?;
+    slot.last_cycle
+        .and_then(|last| retention::clock_jump(last, now))
+        .or_else(|| {
+            slot.clock_jump
+                .filter(|(_, noticed)| now.boot - noticed < SUSPENDED_MICROS)
+                .map(|(moved, _)| moved)
+        })
+}
+
+/// A cycle begins: remembers when, and a clock that was moved.
+pub fn begin_cycle(index: usize, now: ClockReading) -> Option<i64> {
+    let database = get(index).database;
+    let moved = clock_jump(database, now);
+    update(index, |slot| {
+        let fresh = slot
+            .last_cycle
+            .and_then(|last| retention::clock_jump(last, now));
+        if let Some(moved) = fresh {
+            slot.clock_jump = Some((moved, now.boot));
+        }
+        slot.state = State::Running;
+        slot.cycle_wanted = false;
+        slot.last_cycle = Some(now);
+    });
+    moved
 }
 
 /// A worker takes its slot at its start. `None`: it must not run.

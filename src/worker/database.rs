@@ -6,7 +6,6 @@ use crate::partition::{events, maintain, managed};
 use crate::pg::{catalog, clock, guc, signal, worker, xact};
 use crate::settings;
 use crate::shmem::workers::{self, State};
-use audit_db_core::retention::clock_jump;
 use pgrx::pg_sys;
 use std::time::{Duration, Instant};
 
@@ -34,8 +33,18 @@ fn run(index: usize) {
     let mut due = Instant::now();
     loop {
         if !extension_is_here(index) {
-            workers::update(index, |slot| slot.state = State::Absent);
-            return;
+            // Who created the extension meanwhile has asked for a cycle: look again.
+            let leave = workers::update(index, |slot| {
+                let leave = !std::mem::take(&mut slot.cycle_wanted);
+                if leave {
+                    slot.state = State::Absent;
+                }
+                leave
+            });
+            if leave {
+                return;
+            }
+            continue;
         }
         if Instant::now() >= due
             || workers::update(index, |slot| std::mem::take(&mut slot.cycle_wanted))
@@ -69,13 +78,7 @@ fn extension_is_here(index: usize) -> bool {
 /// One round over all managed tables.
 fn cycle(index: usize) {
     xact::report_activity(Some("maintenance cycle"));
-    let last = workers::update(index, |slot| {
-        slot.state = State::Running;
-        slot.cycle_wanted = false;
-        slot.last_cycle
-    });
-    let now = clock::reading();
-    let clock_moved = last.and_then(|last| clock_jump(last, now));
+    let clock_moved = workers::begin_cycle(index, clock::reading());
     let tables = xact::in_transaction(|| {
         managed::forget_dropped()?;
         managed::oids()
@@ -83,7 +86,9 @@ fn cycle(index: usize) {
     match tables {
         Ok(tables) => {
             for table in tables {
-                maintain::table(table, clock_moved);
+                if let Some(error) = maintain::table(table, clock_moved) {
+                    workers::record_error(index, &error.failure().message);
+                }
                 pgrx::check_for_interrupts!();
             }
             let purged = xact::in_transaction(events::purge);
@@ -91,10 +96,7 @@ fn cycle(index: usize) {
         }
         Err(error) => note(index, Err(error)),
     }
-    workers::update(index, |slot| {
-        slot.last_cycle = Some(now);
-        slot.failures = 0;
-    });
+    workers::update(index, |slot| slot.failures = 0);
 }
 
 fn note(index: usize, outcome: Result<()>) {

@@ -18,6 +18,8 @@ const RESTART: Backoff = Backoff {
 const MAX_PROBES: usize = 2;
 /// Without news the launcher still looks this often.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often to look whether a worker that was told to end has ended.
+const STALE_WORKER: Duration = Duration::from_millis(100);
 /// A worker that ran this long counts as healthy: its failures are forgotten.
 const HEALTHY_MICROS: i64 = 600_000_000;
 
@@ -132,6 +134,11 @@ impl Launcher {
             if slot.held_by != 0 {
                 continue;
             }
+            if slot.pid != 0 {
+                // Left by a launcher that died; it was told to end.
+                next = next.min(STALE_WORKER);
+                continue;
+            }
             if slot.state == State::Absent {
                 workers::free(index);
                 continue;
@@ -154,11 +161,12 @@ impl Launcher {
         next
     }
 
-    /// Workers that have not yet finished a first cycle.
+    /// Workers that have not yet found out whether the extension is there.
     fn running_probes(&self) -> usize {
         (0..MAX_DATABASES)
             .filter(|index| {
-                self.handles[*index].is_some() && workers::get(*index).last_cycle.is_none()
+                self.handles[*index].is_some()
+                    && matches!(workers::get(*index).state, State::Wanted | State::Starting)
             })
             .count()
     }
@@ -190,8 +198,7 @@ impl Launcher {
     fn note_end(index: usize) -> bool {
         let now = clock::wall();
         workers::update(index, |slot| {
-            slot.pid = 0;
-            if slot.state == State::Absent {
+            if matches!(slot.state, State::Absent | State::Wanted) {
                 return false;
             }
             if slot.held_by != 0 {
@@ -200,6 +207,7 @@ impl Launcher {
                 slot.not_before = 0;
                 return true;
             }
+            slot.set_error("the worker ended unexpectedly; see the server log");
             if now - slot.started > HEALTHY_MICROS {
                 slot.failures = 0;
             }

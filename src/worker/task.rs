@@ -4,7 +4,8 @@
 use crate::error::{Error, Failure, Result};
 use crate::partition::retire::{self, Outcome};
 use crate::pg::queue::{Receiver, Sender};
-use crate::pg::{worker, xact};
+use crate::pg::{clock, identity, worker, xact};
+use crate::shmem::workers;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,8 @@ fn run(sender: &mut Sender, request: &[u8]) -> Result<()> {
     for table in request.tables {
         xact::report_activity(Some("drop expired partitions"));
         let mut listening = true;
-        retire::expired_of_table(table.into(), None, &mut |outcome| {
+        let clock_moved = workers::clock_jump(identity::my_database(), clock::reading());
+        retire::expired_of_table(table.into(), clock_moved, &mut |outcome| {
             listening = send(sender, &Message::Outcome(outcome));
             listening
         })?;
