@@ -249,10 +249,11 @@ pub fn pid_in(database: pg_sys::Oid) -> i32 {
         .map_or(0, |slot| slot.pid)
 }
 
-/// Ends every hold of this session.
+/// Ends every hold of this session. The database may be gone: the launcher looks before it starts a worker.
 pub fn release(holder: i32) {
     let launcher = {
         let mut workers = WORKERS.exclusive();
+        workers.rescan = true;
         for slot in &mut workers.slots {
             if slot.held_by == holder {
                 slot.held_by = 0;
