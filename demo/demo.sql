@@ -65,6 +65,15 @@ WHERE "timestamp" < now() - interval '2 years' OR "timestamp" > now() + interval
 GROUP BY 1, 2, 6
 ORDER BY 1 DESC;
 
+\echo Events that come late, from a month that was never made, wait there too:
+INSERT INTO public.audit_log ("timestamp", action, status, principal_id, principal_type)
+SELECT date_trunc('month', now()) - interval '20 months' + n * interval '1 hour', 'device.upload', 'success', 'device/0007', 'system'
+FROM generate_series(1, 500) n;
+\echo The worker makes their month at its next cycle and moves them; so does this call:
+SELECT audit_db.create_partition('public.audit_log', (date_trunc('month', now()) - interval '20 months')::timestamp);
+SELECT tableoid::regclass AS partition, count(*) AS events
+FROM public.audit_log WHERE principal_id = 'device/0007' AND action = 'device.upload' GROUP BY 1;
+
 \echo
 \echo === 4. Retention ===
 \echo

@@ -38,6 +38,20 @@ pub fn may_create_in_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     }
 }
 
+/// Whether this session holds exactly this lock.
+///
+/// # Safety
+/// The tag must describe a lockable object.
+pub unsafe fn lock_held_by_me(tag: &pg_sys::LOCKTAG, mode: pg_sys::LOCKMODE) -> bool {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(not(any(feature = "pg17", feature = "pg18")))]
+        return pg_sys::LockHeldByMe(tag, mode);
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        return pg_sys::LockHeldByMe(tag, mode, false);
+    }
+}
+
 /// # Safety
 /// `queue` must be an attached handle and `message` must stay alive across the call.
 pub unsafe fn send_to_queue(

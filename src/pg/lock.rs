@@ -1,5 +1,6 @@
 //! Relation locks with one deadline for all of them, so that a step never holds up others longer than its timeout.
 
+use crate::pg::compat;
 use crate::pg::guc::Scope;
 use pgrx::pg_sys;
 use std::time::{Duration, Instant};
@@ -74,7 +75,7 @@ pub fn held_exclusively_by_me(relation: pg_sys::Oid) -> bool {
             Mode::AccessExclusive,
         ]
         .into_iter()
-        .any(|mode| pg_sys::LockHeldByMe(&tag, mode.number()))
+        .any(|mode| compat::lock_held_by_me(&tag, mode.number()))
     }
 }
 
