@@ -59,7 +59,7 @@ CREATE FUNCTION audit_db.drop_expired_partitions(
 ) RETURNS TABLE (partition text, range_start timestamptz, range_end timestamptz, action text, size_bytes bigint)
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 3 AS 'MODULE_PATHNAME', 'drop_expired_partitions_wrapper';
 COMMENT ON FUNCTION audit_db.drop_expired_partitions IS
-'Applies retention to a table (default: all managed tables of the caller) in a worker, one transaction a partition, or says with dry_run what it would do. Returns a row a partition; size in bytes. A partition that cannot go is reported with its reason and a WARNING, and the others go on. Errors: 55000 not managed, 55006 created or altered by the open transaction, 42501 not the owner, 53000 no worker slot is free, 25006 read-only transaction';
+'Applies retention to a table (default: all managed tables of the caller) in a worker, one transaction a partition, or says with dry_run what it would do. Returns a row a partition; size in bytes. A partition that cannot go is reported with its reason and a WARNING, and the others go on. Errors: 55000 not managed, 55006 in use by the open transaction, 42501 not the owner, 53000 no worker slot is free, 25006 read-only transaction';
 REVOKE EXECUTE ON FUNCTION audit_db.drop_expired_partitions FROM PUBLIC;
 
 CREATE FUNCTION audit_db.partition_ranges(parent regclass)
@@ -107,7 +107,8 @@ GRANT EXECUTE ON FUNCTION audit_db.partition_info TO pg_monitor;
 CREATE VIEW audit_db.partition_info AS
 SELECT i.*
   FROM audit_db.managed_tables m
-  JOIN pg_catalog.pg_class c ON c.oid = m.parent AND c.relkind = 'p',
+  JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.parent::pg_catalog.oid
+                           AND c.relkind OPERATOR(pg_catalog.=) 'p',
        LATERAL audit_db.partition_info(m.parent) i;
 COMMENT ON VIEW audit_db.partition_info IS 'Partitions of all managed tables';
 COMMENT ON COLUMN audit_db.partition_info.parent IS 'The managed table';

@@ -25,6 +25,14 @@ GRANT SELECT ON audit_db.managed_tables TO PUBLIC;
 -- A row of a table that was dropped would be restored as a bare number.
 SELECT pg_catalog.pg_extension_config_dump('audit_db.managed_tables', 'WHERE parent IN (SELECT oid FROM pg_catalog.pg_class)');
 
+CREATE TABLE audit_db.maintenance_state (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    last_cycle timestamptz NOT NULL
+);
+COMMENT ON TABLE audit_db.maintenance_state IS 'When the worker of this database last trusted the clock: retention is suspended for a day where that lies further back than a day';
+COMMENT ON COLUMN audit_db.maintenance_state.only_row IS 'There is one row';
+COMMENT ON COLUMN audit_db.maintenance_state.last_cycle IS 'Time of the last maintenance cycle, by the wall clock';
+
 CREATE TABLE audit_db.events_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     logged_at timestamptz NOT NULL DEFAULT now(),

@@ -10,7 +10,7 @@ GRANT EXECUTE ON FUNCTION audit_db.worker_slots TO pg_monitor;
 CREATE VIEW audit_db.workers AS
 SELECT d.datname AS database, w.pid, w.started, w.last_cycle, w.state, w.restarts, w.last_error
   FROM audit_db.worker_slots() w
-  JOIN pg_catalog.pg_database d ON d.oid = w.database_oid;
+  JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) w.database_oid;
 COMMENT ON VIEW audit_db.workers IS 'Background workers, one a database with the extension';
 COMMENT ON COLUMN audit_db.workers.database IS 'The database';
 COMMENT ON COLUMN audit_db.workers.pid IS 'Process of the worker; null while none runs';

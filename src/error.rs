@@ -38,6 +38,7 @@ pub enum Error {
     UnknownZone(String),
     NoSuchSchema(String),
     NoCompression,
+    NoSchemaSelected,
     TableExists(String),
     OutOfRange(String),
     ReversedBounds {
@@ -77,8 +78,15 @@ pub enum Error {
         table: String,
     },
     OpenTransaction(String),
-    ReadOnly(&'static str),
+    ReadOnly {
+        what: &'static str,
+        standby: bool,
+    },
     NoWorkerSlot,
+    TooManyDatabases {
+        limit: usize,
+        database: u32,
+    },
     WorkerEnded,
     Internal(String),
 }
@@ -132,6 +140,11 @@ impl Error {
             Self::LockNotAvailable { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether somebody asked the session to stop, or the server is going down or out of resources.
+    pub fn is_cancel(&self) -> bool {
+        matches!(self, Self::Server(failure) if failure.sqlstate.starts_with("57") || failure.sqlstate.starts_with("53"))
     }
 
     /// The error as it is stored and sent.
@@ -268,6 +281,12 @@ impl Error {
                 None,
                 Some(format!("Run \"CREATE SCHEMA {schema}\" first.")),
             ),
+            Self::NoSchemaSelected => (
+                Code::ERRCODE_INVALID_SCHEMA_NAME,
+                "no schema has been selected to create in".into(),
+                None,
+                Some("Write schema.table, or set search_path.".into()),
+            ),
             Self::NoCompression => (
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 "this version of audit_db does not compress partitions".into(),
@@ -305,12 +324,12 @@ impl Error {
             Self::NameInUse { name, table } => (
                 Code::ERRCODE_DUPLICATE_TABLE,
                 format!("relation {name} already exists"),
-                Some(format!("It is not the wanted partition of {table}.")),
+                Some(format!("It is not the wanted part of {table}.")),
                 Some("Rename that relation, or pass another name to audit_db.create_partition.".into()),
             ),
             Self::NameTooLong(name) => (
                 Code::ERRCODE_NAME_TOO_LONG,
-                format!("partition name \"{name}\" is too long or empty"),
+                format!("name \"{name}\" is too long or empty"),
                 Some("Names have 1 to 63 bytes.".into()),
                 None,
             ),
@@ -344,9 +363,9 @@ impl Error {
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "retention is suspended because the clock was moved".into(),
                 Some(format!(
-                    "Since the last maintenance cycle the time of day moved by {days} days more than the machine ran."
+                    "Since the last maintenance cycle the time of day moved by {days} days more than the machine ran, or the server was down that long."
                 )),
-                Some("Check the clock; the next cycle goes on.".into()),
+                Some("Check the clock. Retention goes on a day after this was noticed.".into()),
             ),
             Self::BehindNewestEvent { table } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -356,21 +375,27 @@ impl Error {
             ),
             Self::OpenTransaction(table) => (
                 Code::ERRCODE_OBJECT_IN_USE,
-                format!("table {table} was created or altered by the open transaction"),
-                Some("The maintenance worker cannot see or lock it before the transaction ends.".into()),
+                format!("table {table} is in use by the open transaction"),
+                Some("The transaction created, altered, read or locked it, and the worker would wait for that lock in vain.".into()),
                 Some("Commit first, then call the function again.".into()),
             ),
-            Self::ReadOnly(what) => (
+            Self::ReadOnly { what, standby } => (
                 Code::ERRCODE_READ_ONLY_SQL_TRANSACTION,
                 format!("cannot execute {what} in a read-only transaction"),
                 None,
-                Some("On a standby maintenance begins with promotion.".into()),
+                standby.then(|| "This server is a standby: maintenance begins with its promotion.".into()),
             ),
             Self::NoWorkerSlot => (
                 Code::ERRCODE_INSUFFICIENT_RESOURCES,
                 "no background worker could be started".into(),
                 Some("All max_worker_processes slots are taken.".into()),
                 Some("Raise max_worker_processes and restart the server.".into()),
+            ),
+            Self::TooManyDatabases { limit, database } => (
+                Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                format!("audit_db looks after at most {limit} databases at a time"),
+                Some(format!("The database with OID {database} has no worker yet.")),
+                None,
             ),
             Self::WorkerEnded => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -4,9 +4,8 @@ use super::manage;
 use crate::error::{Error, Result, or_raise};
 use crate::partition::managed::Wanted;
 use crate::pg::catalog;
-use crate::pg::guc::Scope;
 use crate::pg::spi::{self, quote_identifier, quote_literal, quote_qualified_identifier};
-use audit_db_core::naming::partition_name;
+use audit_db_core::naming::{MAX_NAME_BYTES, partition_name};
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
@@ -19,7 +18,9 @@ fn create_audit_log(
     retention: Option<Interval>,
     time_zone: Option<&str>,
 ) -> Oid {
-    or_raise((|| {
+    // Of the caller's search_path only this is wanted: where a name without a schema goes.
+    let schema = or_raise(current_schema());
+    super::changing("create_audit_log", || {
         let name = super::required(name, "name")?;
         let wanted = Wanted {
             interval: manage::interval(partition_interval)?,
@@ -30,14 +31,14 @@ fn create_audit_log(
             default_partition: true,
             storage_parameters: None,
         };
-        let table = create(name)?;
+        let table = create(name, schema)?;
         manage::take_over(table, &wanted)?;
         Ok(table)
-    })())
+    })
 }
 
 /// Makes the table, empty and without partitions.
-fn create(name: &str) -> Result<Oid> {
+fn create(name: &str, current_schema: Option<String>) -> Result<Oid> {
     let parts = spi::rows("SELECT pg_catalog.parse_ident($1)", &[name.into()], |row| {
         row.get::<Vec<String>>(1)
     })?
@@ -45,7 +46,10 @@ fn create(name: &str) -> Result<Oid> {
     .flatten()
     .unwrap_or_default();
     let (schema, table) = match parts.as_slice() {
-        [table] => (current_schema()?, table.clone()),
+        [table] => (
+            current_schema.ok_or(Error::NoSchemaSelected)?,
+            table.clone(),
+        ),
         [schema, table] => (schema.clone(), table.clone()),
         _ => {
             return Err(Error::invalid_with_hint(
@@ -54,7 +58,9 @@ fn create(name: &str) -> Result<Oid> {
             ));
         }
     };
-    let _scope = Scope::new();
+    if table.is_empty() || table.len() > MAX_NAME_BYTES {
+        return Err(Error::NameTooLong(table));
+    }
     let qualified = quote_qualified_identifier(&schema, &table);
     let schema_oid = catalog::schema_oid(&schema)
         .ok_or_else(|| Error::NoSuchSchema(quote_identifier(&schema)))?;
@@ -98,18 +104,12 @@ fn create(name: &str) -> Result<Oid> {
     })
 }
 
-fn current_schema() -> Result<String> {
-    spi::rows("SELECT pg_catalog.current_schema()::text", &[], |row| {
-        row.get::<String>(1)
-    })?
+fn current_schema() -> Result<Option<String>> {
+    Ok(spi::rows(
+        "SELECT pg_catalog.current_schema()::pg_catalog.text",
+        &[],
+        |row| row.get::<String>(1),
+    )?
     .pop()
-    .flatten()
-    .ok_or_else(|| {
-        Error::Server(crate::error::Failure {
-            sqlstate: "3F000".into(),
-            message: "no schema has been selected to create in".into(),
-            detail: None,
-            hint: Some("Write schema.table, or set search_path.".into()),
-        })
-    })
+    .flatten())
 }

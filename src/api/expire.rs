@@ -1,11 +1,13 @@
 //! `drop_expired_partitions`.
 
-use super::{require_ownership, required};
+use super::{require_ownership, require_writable, required};
 use crate::error::{Error, Result, or_raise};
 use crate::partition::inspect::Table;
 use crate::partition::managed;
 use crate::partition::retire::{self, Outcome};
-use crate::pg::{catalog, compat, identity, xact};
+use crate::pg::guc::Scope;
+use crate::pg::{catalog, clock, compat, identity};
+use crate::shmem::workers;
 use crate::worker::task;
 use crate::{settings, shmem};
 use pgrx::datum::TimestampWithTimeZone;
@@ -27,7 +29,10 @@ fn drop_expired_partitions(
         name!(size_bytes, i64),
     ),
 > {
-    let outcomes = or_raise(expire(parent, dry_run));
+    let outcomes = or_raise({
+        let _scope = Scope::new();
+        expire(parent, dry_run)
+    });
     for outcome in &outcomes {
         if let Some(failure) = &outcome.failure {
             Error::Server(failure.clone()).warn();
@@ -64,25 +69,33 @@ fn expire(parent: Option<Oid>, dry_run: Option<bool>) -> Result<Vec<Outcome>> {
     };
     let mut outcomes = Vec::new();
     if dry_run {
+        let clock_moved = if shmem::is_preloaded() {
+            workers::clock_jump(identity::my_database(), clock::reading())
+        } else {
+            None
+        };
         for table in tables {
-            outcomes.extend(retire::dry_run(table)?);
+            outcomes.extend(retire::dry_run(table, clock_moved)?);
         }
         return Ok(outcomes);
     }
-    if xact::is_read_only() {
-        return Err(Error::ReadOnly("drop_expired_partitions"));
-    }
+    require_writable("drop_expired_partitions")?;
     if !shmem::is_preloaded() {
         for table in tables {
-            retire::expired_in_session(table, &mut |outcome| {
+            let done = retire::expired_in_session(table, &mut |outcome| {
                 outcomes.push(outcome);
                 true
-            })?;
+            });
+            match done {
+                Err(error) if parent.is_some() || error.is_cancel() => return Err(error),
+                Err(error) => outcomes.push(retire::table_failed(table, &error)),
+                Ok(()) => {}
+            }
         }
         return Ok(outcomes);
     }
     for table in &tables {
-        if retire::hidden_by_open_transaction(*table)? {
+        if retire::held_by_open_transaction(*table)? {
             return Err(Error::OpenTransaction(
                 catalog::qualified_name(*table).unwrap_or_default(),
             ));

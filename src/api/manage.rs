@@ -1,15 +1,17 @@
 //! `manage_table` and `unmanage_table`.
 
 use super::{require_ownership, required};
-use crate::error::{Error, Result, or_raise};
+use crate::error::{Error, Result};
 use crate::partition::create::{self, Maker, storage_parameter};
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::{self, Wanted};
 use crate::partition::{retire, steps};
 use crate::pg::clock::NamedZone;
 use crate::pg::guc::Scope;
+use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::quote_identifier;
 use crate::pg::{catalog, clock, compat, identity, lock};
+use crate::settings;
 use crate::worker;
 use audit_db_core::calendar::PartitionInterval;
 use audit_db_core::partition_plan::{self, Facts, Policy};
@@ -34,7 +36,7 @@ fn manage_table(
     compress_after: Option<Interval>,
     storage_parameters: Option<Vec<Option<String>>>,
 ) {
-    or_raise((|| {
+    super::changing("manage_table", || {
         let table = required(parent, "parent")?;
         require_ownership(table)?;
         if compress_after.is_some() {
@@ -60,20 +62,23 @@ fn manage_table(
             storage_parameters,
         };
         take_over(table, &wanted)
-    })());
+    });
 }
 
 #[pg_extern(sql = "")]
 fn unmanage_table(parent: Option<Oid>) {
-    or_raise((|| {
+    super::changing("unmanage_table", || {
         let table = required(parent, "parent")?;
         require_ownership(table)?;
-        if managed::forget(table)? {
-            Ok(())
-        } else {
-            managed::get(table).map(|_| ())
-        }
-    })());
+        let name = catalog::qualified_name(table).unwrap_or_default();
+        managed::get(table)?;
+        // Retention that is under way either ends first or finds the table forgotten.
+        steps::with_retries(&name, |scope| {
+            Deadline::start(scope, settings::lock_timeout())
+                .lock(table, Mode::ShareUpdateExclusive);
+            managed::forget(table).map(|_| ())
+        })
+    });
 }
 
 pub(super) fn interval(text: Option<&str>) -> Result<PartitionInterval> {
@@ -150,7 +155,6 @@ pub(super) fn take_over(oid: Oid, wanted: &Wanted) -> Result<()> {
         let calendar = Calendar::new(table.key, &managed.time_zone)?;
         make_due(scope, table, &managed, calendar, wanted.default_partition)
     })?;
-    let _scope = Scope::new();
     let managed = managed::get(oid)?;
     let table = Table::load(oid)?;
     announce_retention(&table, &managed, before.and_then(|before| before.retention))?;
@@ -179,7 +183,7 @@ fn make_due(
         Maker::new(&table, managed, calendar)?.make_default(scope)?;
         table = Table::load(table.oid)?;
     }
-    if create::waiting_positions(&table)?.is_none() {
+    if create::waiting_positions(&table, managed, &calendar)?.is_none() {
         Error::WaitingRows {
             default: table
                 .default
@@ -206,7 +210,7 @@ fn make_due(
         interval: managed.interval,
         premake: managed.premake,
         earliest: None,
-        latest: crate::settings::max_future().after(now).unwrap_or(now),
+        latest: settings::max_future().after(now).unwrap_or(now),
         limit: usize::MAX,
     };
     let new = partition_plan::missing(&facts, &policy, &calendar);

@@ -7,9 +7,29 @@ mod manage;
 mod partitions;
 mod workers;
 
-use crate::error::{Error, Result};
-use crate::pg::{catalog, compat, identity};
+use crate::error::{Error, Result, or_raise};
+use crate::pg::guc::Scope;
+use crate::pg::{catalog, compat, identity, xact};
 use pgrx::pg_sys::Oid;
+
+/// Runs a function that changes something: nothing in it finds the caller's objects by a bare name.
+fn changing<T>(what: &'static str, body: impl FnOnce() -> Result<T>) -> T {
+    let result = {
+        let _scope = Scope::new();
+        require_writable(what).and_then(|()| body())
+    };
+    or_raise(result)
+}
+
+fn require_writable(what: &'static str) -> Result<()> {
+    if xact::is_read_only() {
+        return Err(Error::ReadOnly {
+            what,
+            standby: xact::is_standby(),
+        });
+    }
+    Ok(())
+}
 
 /// An argument that must not be null.
 fn required<T>(value: Option<T>, name: &'static str) -> Result<T> {

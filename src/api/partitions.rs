@@ -25,25 +25,17 @@ fn create_partition(
     end_date: Option<Timestamp>,
     name: Option<&str>,
 ) -> Oid {
-    or_raise((|| {
+    super::changing("create_partition", || {
         let oid = required(parent, "parent")?;
         let start = i64::from(required(start_date, "start_date")?);
         let end = end_date.map(i64::from);
         require_ownership(oid)?;
-        let managed = {
-            // A table of the wrong kind is told so before it is told that nobody manages it.
-            let _scope = Scope::new();
-            Table::load(oid)?;
-            managed::get(oid)?
-        };
+        // A table of the wrong kind is told so before it is told that nobody manages it.
+        let table = Table::load(oid)?;
+        let managed = managed::get(oid)?;
         let wanted = |table: &Table| Wanted::new(table, &managed, start, end);
         // Without a lock first: a partition that is there already costs nobody anything.
-        let found = {
-            let _scope = Scope::new();
-            let table = Table::load(oid)?;
-            wanted(&table)?.existing(&table)
-        };
-        if let Some(partition) = found {
+        if let Some(partition) = wanted(&table)?.existing(&table) {
             return Ok(partition);
         }
         let qualified = crate::pg::catalog::qualified_name(oid).unwrap_or_default();
@@ -69,7 +61,7 @@ fn create_partition(
                 }
             }
         })
-    })())
+    })
 }
 
 /// A partition that was asked for, and where it stands among those there are.
@@ -177,15 +169,12 @@ fn create_partitions(
     from_date: Option<TimestampWithTimeZone>,
     count: Option<i32>,
 ) -> SetOfIterator<'static, Oid> {
-    let made = or_raise((|| {
+    let made = super::changing("create_partitions", || {
         let oid = required(parent, "parent")?;
         let from = i64::from(required(from_date, "from_date")?);
         require_ownership(oid)?;
-        let managed = {
-            let _scope = Scope::new();
-            Table::load(oid)?;
-            managed::get(oid)?
-        };
+        let table = Table::load(oid)?;
+        let managed = managed::get(oid)?;
         let count = match count {
             None => managed.premake as usize,
             Some(count @ 1..=MAX_COUNT) => count as usize,
@@ -212,11 +201,7 @@ fn create_partitions(
                 partition_plan::missing_from(&facts, managed.interval, from, count, &calendar);
             Ok((calendar, new))
         };
-        let nothing_to_do = {
-            let _scope = Scope::new();
-            plan(&Table::load(oid)?)?.1.is_empty()
-        };
-        if nothing_to_do {
+        if plan(&table)?.1.is_empty() {
             return Ok(Vec::new());
         }
         let qualified = crate::pg::catalog::qualified_name(oid).unwrap_or_default();
@@ -234,7 +219,7 @@ fn create_partitions(
                 })
                 .collect()
         })
-    })());
+    });
     SetOfIterator::new(made)
 }
 
@@ -261,12 +246,15 @@ fn partition_ranges(
         name!(expires_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    TableIterator::new(or_raise(ranges(parent)))
+    let rows = {
+        let _scope = Scope::reading();
+        ranges(parent)
+    };
+    TableIterator::new(or_raise(rows))
 }
 
 fn ranges(parent: Option<Oid>) -> Result<Vec<RangeRow>> {
     let oid = required(parent, "parent")?;
-    let _scope = Scope::new();
     let table = Table::load(oid)?;
     let managed = managed::find(oid)?;
     let zone = managed.as_ref().map_or("UTC", |managed| &managed.time_zone);

@@ -6,15 +6,19 @@ use crate::partition::managed::Managed;
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
-use crate::pg::{catalog, compat, identity};
+use crate::pg::{catalog, clock, compat, identity};
 use crate::settings;
 use audit_db_core::naming::{MAX_NAME_BYTES, partition_name};
-use audit_db_core::partition_plan::NewPartition;
+use audit_db_core::partition_plan::{NewPartition, Zone};
+use chrono::{Days, NaiveDateTime, NaiveTime};
 use pgrx::datum::{Timestamp, TimestampWithTimeZone};
 use pgrx::pg_sys::Oid;
 
 /// Rows in a default partition up to which they are simply moved, and up to which ATTACH's scan of it costs nothing.
 pub const WAITING_LIMIT: i64 = 1_000;
+
+/// A default partition up to this size is scanned in some milliseconds.
+const DEFAULT_BYTES_LIMIT: i64 = 16 * 1024 * 1024;
 
 /// Locks a table against other makers (not against readers or writers) and reads it anew.
 pub fn lock_and_load(scope: &Scope, table: Oid) -> Result<Table> {
@@ -25,6 +29,7 @@ pub fn lock_and_load(scope: &Scope, table: Oid) -> Result<Table> {
 /// What all new partitions of a table have in common.
 pub struct Maker<'a> {
     table: &'a Table,
+    managed: &'a Managed,
     calendar: Calendar,
     schema: Oid,
     /// Storage parameters and tablespace, as clauses of CREATE TABLE.
@@ -40,7 +45,7 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(table: &'a Table, managed: &Managed, calendar: Calendar) -> Result<Self> {
+    pub fn new(table: &'a Table, managed: &'a Managed, calendar: Calendar) -> Result<Self> {
         if let Some(index) = &table.invalid_index {
             return Err(Error::InvalidIndex {
                 table: table.qualified(),
@@ -90,6 +95,7 @@ impl<'a> Maker<'a> {
         .unwrap_or_default();
         Ok(Self {
             table,
+            managed,
             calendar,
             schema,
             clauses,
@@ -105,13 +111,11 @@ impl<'a> Maker<'a> {
         let lower = self.calendar.literal(new.lower)?;
         let upper = self.calendar.literal(new.upper)?;
         identity::as_role(self.table.owner, || {
-            let waiting = self.waiting_rows()?;
+            self.check_waiting_rows()?;
             let partition = self.build(&new.name)?;
             let name = quote_qualified_identifier(&self.table.schema, &new.name);
             self.lock_others(scope);
-            if waiting > 0 {
-                self.move_rows(&name, &lower, &upper)?;
-            }
+            self.move_rows(&name, &lower, &upper)?;
             spi::execute(
                 &format!(
                     "ALTER TABLE {} ATTACH PARTITION {name} FOR VALUES FROM ({}) TO ({})",
@@ -210,30 +214,20 @@ impl<'a> Maker<'a> {
         deadline.arm();
     }
 
-    /// Rows in the default partition; an error when there are too many for ATTACH's scan.
-    fn waiting_rows(&self) -> Result<i64> {
-        let Some(default) = &self.table.default else {
-            return Ok(0);
-        };
-        let name = self.table.qualified_partition(default);
-        let waiting = spi::rows(
-            &format!(
-                "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {name} LIMIT {}) AS waiting",
-                WAITING_LIMIT + 1
-            ),
-            &[],
-            |row| row.get::<i64>(1),
-        )?
-        .pop()
-        .flatten()
-        .unwrap_or(0);
-        if waiting > WAITING_LIMIT {
-            return Err(Error::WaitingRows {
-                default: name,
+    /// An error when the default partition is too full for ATTACH's scan of it.
+    fn check_waiting_rows(&self) -> Result<()> {
+        match waiting_positions(self.table, self.managed, &self.calendar)? {
+            Some(_) => Ok(()),
+            None => Err(Error::WaitingRows {
+                default: self
+                    .table
+                    .default
+                    .as_ref()
+                    .map(|default| self.table.qualified_partition(default))
+                    .unwrap_or_default(),
                 limit: WAITING_LIMIT,
-            });
+            }),
         }
-        Ok(waiting)
     }
 
     /// Brings the rows of a range from the default into the new table. The default is locked.
@@ -241,8 +235,6 @@ impl<'a> Maker<'a> {
         let Some(default) = &self.table.default else {
             return Ok(());
         };
-        // Others may have filled it until the lock was ours.
-        self.waiting_rows()?;
         let source = self.table.qualified_partition(default);
         let column = quote_identifier(&self.table.column);
         let range = format!(
@@ -258,6 +250,8 @@ impl<'a> Maker<'a> {
         if any.is_empty() {
             return Ok(());
         }
+        // Others may have filled it until the lock was ours.
+        self.check_waiting_rows()?;
         if let Some(reason) = why_not_movable(default.oid)? {
             return Err(Error::CannotMove {
                 default: source,
@@ -312,7 +306,10 @@ pub fn revoke_from_others(relation: Oid, qualified: &str) -> Result<()> {
     let grantees = spi::rows(
         "SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC'
                               ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
-           FROM pg_catalog.pg_class c, LATERAL pg_catalog.aclexplode(c.relacl) a
+           FROM pg_catalog.pg_class c,
+                LATERAL (SELECT c.relacl AS acl UNION ALL
+                         SELECT attacl FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND NOT attisdropped) g,
+                LATERAL pg_catalog.aclexplode(g.acl) a
           WHERE c.oid = $1 AND a.grantee <> c.relowner",
         &[relation.into()],
         |row| row.get::<String>(1),
@@ -432,22 +429,66 @@ fn why_not_movable(default: Oid) -> Result<Option<&'static str>> {
         .find_map(|(found, reason)| found.unwrap_or(false).then_some(reason)))
 }
 
-/// Positions of the rows that wait in the default partition, ±infinity left out. `None`: more than can be moved.
-pub fn waiting_positions(table: &Table) -> Result<Option<Vec<i64>>> {
+/// The local times within which the worker makes partitions for waiting rows: nothing that has expired, nothing absurd.
+pub fn window(
+    managed: &Managed,
+    calendar: &Calendar,
+) -> Option<(Option<NaiveDateTime>, NaiveDateTime)> {
+    let now = calendar.local_at(clock::transaction_start())?;
+    let earliest = managed
+        .retention
+        .and_then(|retention| retention.before(now));
+    Some((earliest, settings::max_future().after(now)?))
+}
+
+/// Positions of the rows that wait in the default partition for a month that may be made. `None`: more than can be moved, or a
+/// default so large that ATTACH's scan of it would be felt. Rows of absurd times stay there for good and do not count.
+pub fn waiting_positions(
+    table: &Table,
+    managed: &Managed,
+    calendar: &Calendar,
+) -> Result<Option<Vec<i64>>> {
     let Some(default) = &table.default else {
+        return Ok(Some(Vec::new()));
+    };
+    let Some((earliest, latest)) = window(managed, calendar) else {
         return Ok(Some(Vec::new()));
     };
     let name = table.qualified_partition(default);
     let column = quote_identifier(&table.column);
+    let day = |local: NaiveDateTime| calendar.position(local.date().and_time(NaiveTime::MIN));
+    let literal =
+        |position: Option<i64>| position.and_then(|position| calendar.literal(position).ok());
+    // From the start of the first period that may be made.
+    let lower = literal(earliest.and_then(|local| day(managed.interval.floor(local)?)));
+    let upper = literal(latest.checked_add_days(Days::new(1)).and_then(day));
     let (cast, instant) = match table.key {
         catalog::KeyType::Timestamptz => ("timestamptz", true),
         catalog::KeyType::Timestamp | catalog::KeyType::Date => ("timestamp", false),
     };
-    let positions = identity::as_role(table.owner, || {
-        spi::rows(
+    let bound = |operator, literal: Option<String>| {
+        literal.map_or(String::new(), |text| {
+            format!(" AND {column} {operator} {}", spi::quote_literal(text))
+        })
+    };
+    identity::as_role(table.owner, || {
+        let size = spi::rows(
+            "SELECT pg_catalog.pg_relation_size($1::pg_catalog.regclass)",
+            &[default.oid.into()],
+            |row| row.get::<i64>(1),
+        )?
+        .pop()
+        .flatten()
+        .unwrap_or(0);
+        if size > DEFAULT_BYTES_LIMIT {
+            return Ok(None);
+        }
+        let positions = spi::rows(
             &format!(
-                "SELECT CASE WHEN pg_catalog.isfinite({column}) THEN {column}::pg_catalog.{cast} END
-                   FROM {name} LIMIT {}",
+                "SELECT {column}::pg_catalog.{cast} FROM {name}
+                  WHERE pg_catalog.isfinite({column}){}{} LIMIT {}",
+                bound(">=", lower),
+                bound("<", upper),
                 WAITING_LIMIT + 1
             ),
             &[],
@@ -458,10 +499,8 @@ pub fn waiting_positions(table: &Table) -> Result<Option<Vec<i64>>> {
                     row.get::<Timestamp>(1)?.map(i64::from)
                 })
             },
-        )
-    })?;
-    if positions.len() as i64 > WAITING_LIMIT {
-        return Ok(None);
-    }
-    Ok(Some(positions.into_iter().flatten().collect()))
+        )?;
+        Ok((positions.len() as i64 <= WAITING_LIMIT)
+            .then(|| positions.into_iter().flatten().collect()))
+    })
 }

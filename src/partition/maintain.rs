@@ -8,9 +8,7 @@ use crate::partition::{events, retire, steps};
 use crate::pg::guc::Scope;
 use crate::pg::spi;
 use crate::pg::{clock, identity, xact};
-use crate::settings;
 use audit_db_core::partition_plan::{self, Facts, NewPartition, Placement, Policy, Zone};
-use audit_db_core::span::Span;
 use pgrx::pg_sys::Oid;
 
 /// Partitions made in one run of the worker.
@@ -32,6 +30,7 @@ pub fn table(oid: Oid, clock_moved: Option<i64>) -> Option<Error> {
     };
     xact::report_activity(Some(&format!("partitions of {name}")));
     check("row security", close_side_doors(oid, &name));
+    check("default partition", restore_default(oid, &name));
     check("create partition", make_missing(oid, &name));
     let mut failed = None;
     let retired = retire::expired_of_table(oid, clock_moved, &mut |outcome| {
@@ -57,10 +56,12 @@ fn record(event: &str, name: &str, error: &Error) {
 
 /// The partitions that a table should get now. The default partition's rows are looked at, a few at most.
 fn missing(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Vec<NewPartition>> {
+    let no_date = || Error::Internal("the clock shows no calendar date".into());
     let now = calendar
         .local_at(clock::transaction_start())
-        .ok_or_else(|| Error::Internal("the clock shows no calendar date".into()))?;
-    let waiting: Vec<_> = create::waiting_positions(table)?
+        .ok_or_else(no_date)?;
+    let (earliest, latest) = create::window(managed, calendar).ok_or_else(no_date)?;
+    let waiting: Vec<_> = create::waiting_positions(table, managed, calendar)?
         .unwrap_or_default()
         .into_iter()
         .filter_map(|position| calendar.local(position))
@@ -68,10 +69,8 @@ fn missing(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Vec<
     let policy = Policy {
         interval: managed.interval,
         premake: managed.premake,
-        earliest: managed
-            .retention
-            .and_then(|retention: Span| retention.before(now)),
-        latest: settings::max_future().after(now).unwrap_or(now),
+        earliest,
+        latest,
         limit: MADE_IN_A_RUN,
     };
     let facts = Facts {
@@ -84,9 +83,29 @@ fn missing(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Vec<
     Ok(partition_plan::missing(&facts, &policy, calendar))
 }
 
+/// Somebody dropped or detached the default partition: without it events outside all months are refused.
+fn restore_default(oid: Oid, name: &str) -> Result<()> {
+    let lacking = xact::in_transaction(|| {
+        let managed = managed::get(oid)?;
+        Ok(managed.default_partition && Table::load(oid)?.default.is_none())
+    })?;
+    if !lacking {
+        return Ok(());
+    }
+    steps::in_transactions_with_retries(name, |scope| {
+        let table = create::lock_and_load(scope, oid)?;
+        let managed = managed::get(oid)?;
+        if table.default.is_some() || !managed.default_partition {
+            return Ok(());
+        }
+        let calendar = Calendar::new(table.key, &managed.time_zone)?;
+        Maker::new(&table, &managed, calendar)?.make_default(scope)?;
+        events::done("default partition created", name, "the table had none")
+    })
+}
+
 fn make_missing(oid: Oid, name: &str) -> Result<()> {
     let planned = xact::in_transaction(|| {
-        let _scope = Scope::new();
         let managed = managed::get(oid)?;
         let table = Table::load(oid)?;
         let calendar = Calendar::new(table.key, &managed.time_zone)?;
@@ -110,8 +129,8 @@ fn make_missing(oid: Oid, name: &str) -> Result<()> {
 }
 
 fn make_one(scope: &Scope, oid: Oid, new: &NewPartition) -> Result<()> {
-    let managed = managed::get(oid)?;
     let table = create::lock_and_load(scope, oid)?;
+    let managed = managed::get(oid)?;
     let range = partition_plan::Range::new(new.lower, new.upper);
     // Somebody else may have been faster.
     if !matches!(
@@ -153,11 +172,7 @@ fn close_side_doors(oid: Oid, name: &str) -> Result<()> {
         )
     })?;
     for (schema, partition, enable, force) in open {
-        steps::in_transactions_with_retries(name, |scope| {
-            scope.set(
-                c"lock_timeout",
-                &format!("{}ms", settings::lock_timeout().as_millis()),
-            );
+        steps::in_transactions_with_retries(name, |_scope| {
             let table = Table::load(oid)?;
             identity::as_role(table.owner, || {
                 for (wanted, word) in [(enable, "ENABLE"), (force, "FORCE")] {

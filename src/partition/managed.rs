@@ -2,6 +2,7 @@
 //! write it, after the caller's right to the table was checked.
 
 use crate::error::{Error, Result};
+use crate::pg::guc::Scope;
 use crate::pg::{catalog, identity, spi};
 use audit_db_core::calendar::PartitionInterval;
 use audit_db_core::retention::RetentionAction;
@@ -17,6 +18,8 @@ pub struct Managed {
     pub retention: Option<Span>,
     pub action: RetentionAction,
     pub time_zone: String,
+    /// Whether the table is to have a default partition.
+    pub default_partition: bool,
     /// What new partitions get; without it, what their newest sibling has.
     pub storage_parameters: Option<Vec<String>>,
     /// The transaction that wrote the row.
@@ -39,11 +42,14 @@ pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     .pop()
     .flatten()
     .ok_or_else(|| Error::Internal("audit_db.managed_tables has no owner".into()))?;
-    identity::as_role(owner, body)
+    identity::as_role(owner, || {
+        let _scope = Scope::new();
+        body()
+    })
 }
 
 const COLUMNS: &str = "SELECT partition_interval, premake, retention, retention_action,
-       time_zone, storage_parameters, xmin FROM audit_db.managed_tables";
+       time_zone, storage_parameters, xmin, default_partition FROM audit_db.managed_tables";
 
 pub fn find(table: Oid) -> Result<Option<Managed>> {
     let found = spi::rows(
@@ -58,11 +64,12 @@ pub fn find(table: Oid) -> Result<Option<Managed>> {
                 row.get::<String>(5)?,
                 row.get::<Vec<String>>(6)?,
                 row.get::<TransactionId>(7)?,
+                row.get::<bool>(8)?,
             ))
         },
     )?
     .pop();
-    let Some((interval, premake, retention, action, zone, storage, xmin)) = found else {
+    let Some((interval, premake, retention, action, zone, storage, xmin, default)) = found else {
         return Ok(None);
     };
     let unreadable =
@@ -79,6 +86,7 @@ pub fn find(table: Oid) -> Result<Option<Managed>> {
             .and_then(|text| RetentionAction::parse(&text))
             .ok_or_else(unreadable)?,
         time_zone: zone.ok_or_else(unreadable)?,
+        default_partition: default.unwrap_or(true),
         storage_parameters: storage,
         written_by: xmin.unwrap_or(TransactionId::INVALID),
     }))

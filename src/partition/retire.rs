@@ -15,6 +15,8 @@ use audit_db_core::retention::{self, RetentionAction};
 use pgrx::pg_sys::Oid;
 use serde::{Deserialize, Serialize};
 
+const DAY_MICROS: i64 = 86_400_000_000;
+
 /// What happened, or will happen, to one expired partition.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -61,9 +63,8 @@ impl Place {
 }
 
 /// Lists what would be done, without doing it.
-pub fn dry_run(table: Oid) -> Result<Vec<Outcome>> {
-    let _scope = Scope::new();
-    let Some(plan) = plan(table, None)? else {
+pub fn dry_run(table: Oid, clock_moved: Option<i64>) -> Result<Vec<Outcome>> {
+    let Some(plan) = plan(table, clock_moved)? else {
         return Ok(Vec::new());
     };
     let verb = plan.action.verb();
@@ -124,9 +125,11 @@ fn apply(
         return Ok(());
     }
     let limit = settings::max_partitions_dropped();
-    for (index, expired) in plan.expired.into_iter().enumerate() {
+    let (mut removed, mut failed) = (0, 0);
+    for expired in plan.expired {
         let mut outcome = expired.outcome.clone();
-        if index >= limit {
+        // What cannot go must not keep the next ones for ever, but a table on which nothing works is left alone soon.
+        if removed >= limit || failed >= FAILURES_LIMIT {
             outcome.action = deferred(limit);
         } else {
             let done = place.step(&plan.name, |scope| {
@@ -141,10 +144,18 @@ fn apply(
                 Ok(done)
             });
             match done {
-                Ok(true) => outcome.action = plan.action.done().to_owned(),
+                Ok(true) => {
+                    outcome.action = plan.action.done().to_owned();
+                    removed += 1;
+                }
                 // Somebody else was faster.
                 Ok(false) => continue,
+                // A cancelled session stops; a cancelled step of a worker is a failed step.
+                Err(error) if matches!(place, Place::Session) && error.is_cancel() => {
+                    return Err(error);
+                }
                 Err(error) => {
+                    failed += 1;
                     let failure = error.failure();
                     outcome.action = format!("failed: {}", failure.message);
                     place.step(&plan.name, |_| {
@@ -160,6 +171,9 @@ fn apply(
     }
     Ok(())
 }
+
+/// Failures of one run after which it leaves the table to the next.
+const FAILURES_LIMIT: usize = 10;
 
 fn deferred(limit: usize) -> String {
     format!("deferred: at most {limit} a run (audit_db.max_partitions_dropped)")
@@ -205,7 +219,7 @@ fn plan(table: Oid, clock_moved: Option<i64>) -> Result<Option<Plan>> {
     }
     let suspended = match clock_moved {
         Some(micros) => Some(Error::ClockMoved {
-            days: micros / 86_400_000_000,
+            days: micros / DAY_MICROS,
         }),
         None if holds_future_event(&table, &calendar)? => Some(Error::BehindNewestEvent {
             table: table.qualified(),
@@ -255,11 +269,11 @@ fn holds_future_event(table: &Table, calendar: &Calendar) -> Result<bool> {
         return Ok(false);
     };
     // An event may carry a clock that runs a little ahead of ours.
-    let limit = calendar.literal(
-        now.saturating_add(86_400_000_000)
-            .div_euclid(86_400_000_000)
-            * 86_400_000_000,
-    )?;
+    let limit = now.saturating_add(DAY_MICROS);
+    let limit = calendar.literal(match table.key {
+        catalog::KeyType::Date => limit.div_euclid(DAY_MICROS) * DAY_MICROS,
+        _ => limit,
+    })?;
     let column = quote_identifier(&table.column);
     for partition in &table.partitions {
         if partition
@@ -492,8 +506,33 @@ pub fn expired_now(table: &Table, managed: &Managed) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Whether the session itself keeps others from seeing or locking the table: the worker would wait in vain.
-pub fn hidden_by_open_transaction(table: Oid) -> Result<bool> {
-    Ok(crate::pg::lock::held_exclusively_by_me(table)
-        || managed::find(table)?.is_some_and(|managed| xact::is_current(managed.written_by)))
+/// Whether the session itself keeps others from seeing or locking the table or a part of it: the worker would wait in vain.
+pub fn held_by_open_transaction(oid: Oid) -> Result<bool> {
+    if managed::find(oid)?.is_some_and(|managed| xact::is_current(managed.written_by)) {
+        return Ok(true);
+    }
+    // Read before asking for locks: reading takes one for a moment.
+    let table = Table::load(oid)?;
+    Ok(std::iter::once(oid)
+        .chain(
+            table
+                .partitions
+                .iter()
+                .chain(&table.default)
+                .map(|partition| partition.oid),
+        )
+        .any(crate::pg::lock::held_by_me))
+}
+
+/// A table that could not even be looked at, as a row among those of others.
+pub fn table_failed(table: Oid, error: &Error) -> Outcome {
+    let failure = error.failure();
+    Outcome {
+        partition: catalog::qualified_name(table).unwrap_or_else(|| table.to_u32().to_string()),
+        lower: None,
+        upper: None,
+        action: format!("failed: {}", failure.message),
+        size_bytes: 0,
+        failure: Some(failure),
+    }
 }

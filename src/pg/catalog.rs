@@ -29,7 +29,10 @@ impl KeyType {
             Self::Date => match datum.value() as i32 {
                 i32::MIN => i64::MIN,
                 i32::MAX => i64::MAX,
-                days => i64::from(days) * 86_400_000_000,
+                days => i64::from(days)
+                    .checked_mul(86_400_000_000)
+                    // Dates reach further than timestamps do.
+                    .unwrap_or(if days > 0 { i64::MAX } else { i64::MIN }),
             },
         }
     }
@@ -181,7 +184,8 @@ pub fn connectable_databases() -> Vec<pg_sys::Oid> {
                 break;
             }
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-            if (*form).datallowconn && !(*form).datistemplate {
+            // -2 marks a database whose DROP was interrupted.
+            if (*form).datallowconn && !(*form).datistemplate && (*form).datconnlimit != -2 {
                 databases.push((*form).oid);
             }
         }

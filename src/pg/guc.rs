@@ -66,9 +66,18 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// What every piece of our own SQL runs under: nobody else's objects are found by a bare name, and bounds are written
-    /// in one way.
+    /// What every piece of our own SQL runs under: nobody else's objects are found by a bare name (nor his operators, which
+    /// would run with the rights of a superuser), bounds are written in one way, and no lock is waited for longer than a
+    /// maintenance step may.
     pub fn new() -> Self {
+        let scope = Self::reading();
+        let timeout = crate::settings::lock_timeout().as_millis();
+        scope.set(c"lock_timeout", &format!("{timeout}ms"));
+        scope
+    }
+
+    /// The same for functions that only look: they wait like any query.
+    pub fn reading() -> Self {
         // SAFETY: opens a nesting level that Drop, or the abort of the transaction, closes.
         let level = unsafe { pg_sys::NewGUCNestLevel() };
         let scope = Self { level };
@@ -106,6 +115,19 @@ impl Drop for Scope {
             // SAFETY: closes the level that `new` opened.
             unsafe { pg_sys::AtEOXact_GUC(true, self.level) };
         }
+    }
+}
+
+/// Sets a value for the whole life of a worker, above what the database or the role has set.
+pub fn fix_for_worker(name: &CStr, value: &CStr) {
+    // SAFETY: both strings live across the call; a worker that is not yet in a transaction.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
     }
 }
 

@@ -73,6 +73,7 @@ unsafe extern "C-unwind" fn process_utility(
                 | pg_sys::NodeTag::T_RenameStmt
                 | pg_sys::NodeTag::T_AlterDatabaseStmt
                 | pg_sys::NodeTag::T_CreatedbStmt
+                | pg_sys::NodeTag::T_TransactionStmt
         ) {
             before_database_command((*statement).utilityStmt);
         }
@@ -135,6 +136,16 @@ unsafe extern "C-unwind" fn before_database_command(statement: *mut pg_sys::Node
                 databases_changed();
                 let create = statement.cast::<pg_sys::CreatedbStmt>();
                 option(&*create, (*create).options, c"template")
+            }
+            pg_sys::NodeTag::T_TransactionStmt => {
+                let kind = (*statement.cast::<pg_sys::TransactionStmt>()).kind;
+                if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+                    && let Some(listeners) = listeners()
+                {
+                    // What was prepared may have created an extension; nothing else tells.
+                    (listeners.extension)(true);
+                }
+                return;
             }
             _ => return,
         };

@@ -58,9 +58,9 @@ impl<'a> Deadline<'a> {
     }
 }
 
-/// Whether the open transaction itself holds a lock that keeps every other session out of the relation.
-pub fn held_exclusively_by_me(relation: pg_sys::Oid) -> bool {
-    // SAFETY: looks at the local lock table; the relation is opened without waiting because we hold a lock on it if at all.
+/// Whether the open transaction holds any lock on the relation.
+pub fn held_by_me(relation: pg_sys::Oid) -> bool {
+    // SAFETY: looks at this session's own table of locks.
     unsafe {
         let tag = pg_sys::LOCKTAG {
             locktag_field1: pg_sys::MyDatabaseId.to_u32(),
@@ -69,13 +69,8 @@ pub fn held_exclusively_by_me(relation: pg_sys::Oid) -> bool {
             locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
             ..Default::default()
         };
-        [
-            Mode::ShareUpdateExclusive,
-            Mode::ShareRowExclusive,
-            Mode::AccessExclusive,
-        ]
-        .into_iter()
-        .any(|mode| compat::lock_held_by_me(&tag, mode.number()))
+        (pg_sys::AccessShareLock..=pg_sys::AccessExclusiveLock)
+            .any(|mode| compat::lock_held_by_me(&tag, mode as pg_sys::LOCKMODE))
     }
 }
 

@@ -17,6 +17,10 @@ pub fn wait(timeout: Duration) {
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
+        // A cancel that hits a worker between two transactions has nothing to cancel, and must not end the worker.
+        if !pg_sys::IsTransactionState() {
+            pg_sys::QueryCancelPending = 0;
+        }
     }
     pgrx::check_for_interrupts!();
 }

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiHeapTupleData};
 
 pub use pgrx::spi::{quote_identifier, quote_literal, quote_qualified_identifier};
@@ -11,7 +12,7 @@ pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<u64> {
     Spi::connect_mut(|client| {
         client.update(sql, None, args)?;
         // SAFETY: a counter that SPI sets for the statement that just ran.
-        Ok(unsafe { pgrx::pg_sys::SPI_processed })
+        Ok(unsafe { pg_sys::SPI_processed })
     })
 }
 
@@ -21,13 +22,22 @@ pub fn rows<T>(
     args: &[DatumWithOid<'_>],
     convert: impl Fn(&SpiHeapTupleData<'_>) -> pgrx::spi::Result<T>,
 ) -> Result<Vec<T>> {
-    Spi::connect_mut(|client| {
-        // `update`, although it only reads: `select` may reuse a snapshot that is older than a lock we waited for.
-        let table = client.update(sql, None, args)?;
+    // A snapshot of its own: the statement's may be older than a lock we waited for. pgrx's `update` would take one too, but it
+    // also takes a transaction id, which a standby has none of and a look costs for nothing.
+    // SAFETY: pushed and popped in pairs; an error's abort pops what is left.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+    let rows = Spi::connect(|client| -> Result<Vec<T>> {
+        let table = client.select(sql, None, args)?;
         let mut converted = Vec::with_capacity(table.len());
         for row in table {
             converted.push(convert(&row)?);
         }
         Ok(converted)
-    })
+    });
+    // SAFETY: see above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    rows
 }

@@ -1,6 +1,6 @@
 //! Background workers: registration, start-up, end.
 
-use crate::pg::compat;
+use crate::pg::{compat, guc};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
 
@@ -155,6 +155,17 @@ pub fn reload_requested() -> bool {
 pub fn connect_to_database(database: pg_sys::Oid) {
     // SAFETY: called once, from a worker's entry point, with signals unblocked.
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0) };
+    // Whoever may set defaults for the database must not be able to bend what runs with all rights.
+    for (name, value) in [
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"row_security", c"on"),
+        (c"session_replication_role", c"origin"),
+    ] {
+        guc::fix_for_worker(name, value);
+    }
 }
 
 /// Connects to the shared catalogs only.

@@ -1,8 +1,10 @@
 //! Transactions, subtransactions, and errors that are caught.
 
 use crate::error::{Error, Result};
+use crate::pg::guc::Scope;
 use pgrx::PgTryBuilder;
 use pgrx::pg_sys;
+use std::ffi::c_int;
 use std::panic::AssertUnwindSafe;
 
 /// Runs `body` and turns whatever the server raises in it into a value. The (sub)transaction around it must be aborted then.
@@ -42,7 +44,11 @@ pub fn in_transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
     let outcome = catch(|| {
+        arm_step_timeout();
+        let scope = Scope::new();
         let value = body()?;
+        drop(scope);
+        disarm_step_timeout();
         // SAFETY: the snapshot that was pushed above; a deferred check may raise at commit, which is caught here too.
         unsafe {
             pg_sys::PopActiveSnapshot();
@@ -51,6 +57,7 @@ pub fn in_transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         Ok(value)
     });
     if outcome.is_err() {
+        disarm_step_timeout();
         // SAFETY: valid in every state, also when the commit itself failed.
         unsafe { pg_sys::AbortCurrentTransaction() };
     }
@@ -59,10 +66,36 @@ pub fn in_transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     outcome
 }
 
+/// No step takes minutes; an owner's function that never returns must not keep the worker from everybody else's tables.
+const STEP_TIMEOUT_MS: c_int = 600_000;
+/// `STATEMENT_TIMEOUT` of the server's enum; the same number in 14 to 18.
+const STATEMENT_TIMEOUT: c_int = 3;
+
+unsafe extern "C-unwind" {
+    // Not in pgrx's bindings. Workers do not arm statement_timeout by themselves.
+    fn enable_timeout_after(id: c_int, delay_ms: c_int);
+    fn disable_timeout(id: c_int, keep_indicator: bool);
+}
+
+fn arm_step_timeout() {
+    // SAFETY: the server registers this timeout in every process with a database; it cancels like a user would.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, STEP_TIMEOUT_MS) };
+}
+
+fn disarm_step_timeout() {
+    // SAFETY: disabling a timeout that is not armed is allowed.
+    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+}
+
 /// Whether the transaction must not write: a standby, or READ ONLY.
 pub fn is_read_only() -> bool {
     // SAFETY: reads variables.
     unsafe { pg_sys::XactReadOnly || pg_sys::RecoveryInProgress() }
+}
+
+pub fn is_standby() -> bool {
+    // SAFETY: reads shared state of the server.
+    unsafe { pg_sys::RecoveryInProgress() }
 }
 
 /// Whether a row version was written by the open transaction (or a part of it).

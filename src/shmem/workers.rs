@@ -62,6 +62,10 @@ pub struct Slot {
     pub held_by: i32,
     /// Somebody asks for a cycle now.
     pub cycle_wanted: bool,
+    /// The worker was asked to leave its database: its end is no failure.
+    pub told_to_leave: bool,
+    /// The worker has found nothing to do and ends by itself: no failure either.
+    pub finished: bool,
     /// A clock that was moved, by how much, and the boot clock when that was noticed.
     pub clock_jump: Option<(i64, i64)>,
     error: [u8; ERROR_BYTES],
@@ -80,6 +84,8 @@ impl Slot {
         not_before: 0,
         held_by: 0,
         cycle_wanted: false,
+        told_to_leave: false,
+        finished: false,
         clock_jump: None,
         error: [0; ERROR_BYTES],
         error_length: 0,
@@ -235,6 +241,7 @@ pub fn hold(database: pg_sys::Oid, holder: i32) -> i32 {
     let mut workers = WORKERS.exclusive();
     find_or_take(&mut workers, database).map_or(0, |slot| {
         slot.held_by = holder;
+        slot.told_to_leave |= slot.pid != 0;
         slot.pid
     })
 }
@@ -310,9 +317,11 @@ pub fn claim(index: usize, pid: i32) -> Option<pg_sys::Oid> {
     let mut workers = WORKERS.exclusive();
     let slot = workers.slots.get_mut(index)?;
     if slot.state == State::Free || slot.held_by != 0 || slot.pid != 0 {
+        slot.finished = true;
         return None;
     }
     slot.pid = pid;
+    slot.finished = false;
     slot.state = State::Starting;
     slot.started = now;
     Some(slot.database)

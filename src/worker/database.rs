@@ -6,6 +6,7 @@ use crate::partition::{events, maintain, managed};
 use crate::pg::{catalog, clock, guc, signal, worker, xact};
 use crate::settings;
 use crate::shmem::workers::{self, State};
+use crate::worker::state;
 use pgrx::pg_sys;
 use std::time::{Duration, Instant};
 
@@ -31,13 +32,20 @@ unsafe extern "C-unwind" fn worker_exit(_code: i32, index: pg_sys::Datum) {
 
 fn run(index: usize) {
     let mut due = Instant::now();
+    let mut first = true;
+    // Every turn looks at everything there is to see before it waits: what came during a cycle is not missed.
     loop {
+        if worker::reload_requested() {
+            guc::reload_configuration();
+            due = due.min(Instant::now() + settings::maintenance_interval());
+        }
         if !extension_is_here(index) {
             // Who created the extension meanwhile has asked for a cycle: look again.
             let leave = workers::update(index, |slot| {
                 let leave = !std::mem::take(&mut slot.cycle_wanted);
                 if leave {
                     slot.state = State::Absent;
+                    slot.finished = true;
                 }
                 leave
             });
@@ -46,11 +54,16 @@ fn run(index: usize) {
             }
             continue;
         }
+        if first {
+            note(index, xact::in_transaction(|| state::remember_clock(index)));
+            first = false;
+        }
         if Instant::now() >= due
             || workers::update(index, |slot| std::mem::take(&mut slot.cycle_wanted))
         {
             cycle(index);
             due = Instant::now() + settings::maintenance_interval();
+            continue;
         }
         workers::update(index, |slot| slot.state = State::Idle);
         xact::report_activity(None);
@@ -58,10 +71,6 @@ fn run(index: usize) {
             due.saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1)),
         );
-        if worker::reload_requested() {
-            guc::reload_configuration();
-            due = due.min(Instant::now() + settings::maintenance_interval());
-        }
     }
 }
 
@@ -89,10 +98,11 @@ fn cycle(index: usize) {
                 if let Some(error) = maintain::table(table, clock_moved) {
                     workers::record_error(index, &error.failure().message);
                 }
-                pgrx::check_for_interrupts!();
             }
-            let purged = xact::in_transaction(events::purge);
-            note(index, purged);
+            note(index, xact::in_transaction(events::purge));
+            if clock_moved.is_none() {
+                note(index, xact::in_transaction(state::save_clock));
+            }
         }
         Err(error) => note(index, Err(error)),
     }

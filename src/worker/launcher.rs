@@ -7,7 +7,7 @@ use crate::shmem::workers::{self, MAX_DATABASES, State};
 use audit_db_core::backoff::Backoff;
 use pgrx::pg_sys;
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Waits between restarts of a worker that ends with an error.
 const RESTART: Backoff = Backoff {
@@ -20,6 +20,8 @@ const MAX_PROBES: usize = 2;
 const IDLE: Duration = Duration::from_secs(60);
 /// How often to look whether a worker that was told to end has ended.
 const STALE_WORKER: Duration = Duration::from_millis(100);
+/// The next look after a scan.
+const RESCANNED: Duration = Duration::from_millis(10);
 /// A worker that ran this long counts as healthy: its failures are forgotten.
 const HEALTHY_MICROS: i64 = 600_000_000;
 
@@ -43,6 +45,11 @@ struct Launcher {
     handles: [Option<Handle>; MAX_DATABASES],
     /// Databases that a worker has looked into since this launcher started, or is about to.
     probed: HashSet<u32>,
+    /// Databases that the last scan found.
+    present: HashSet<u32>,
+    scanned: Instant,
+    /// The last scan found more databases than there was room for.
+    crowded: bool,
     /// Whether the server had no slot for a worker the last time one was wanted; said once.
     short_of_slots: bool,
 }
@@ -52,6 +59,9 @@ impl Launcher {
         Self {
             handles: [const { None }; MAX_DATABASES],
             probed: HashSet::new(),
+            present: HashSet::new(),
+            scanned: Instant::now(),
+            crowded: false,
             short_of_slots: false,
         }
     }
@@ -65,7 +75,8 @@ impl Launcher {
             if worker::reload_requested() {
                 guc::reload_configuration();
             }
-            if workers::take_scan_request() {
+            // Now and then also unasked: a database may have become a template.
+            if workers::take_scan_request() || self.scanned.elapsed() > IDLE {
                 self.scan();
             }
         }
@@ -91,33 +102,44 @@ impl Launcher {
                 return;
             }
         };
-        let present: HashSet<u32> = databases.iter().map(|oid| oid.to_u32()).collect();
-        self.probed.retain(|oid| present.contains(oid));
+        self.scanned = Instant::now();
+        self.present = databases.iter().map(|oid| oid.to_u32()).collect();
+        self.probed.retain(|oid| self.present.contains(oid));
         for index in 0..MAX_DATABASES {
             let slot = workers::get(index);
-            if slot.state != State::Free
-                && slot.held_by == 0
-                && self.handles[index].is_none()
-                && !present.contains(&slot.database.to_u32())
-            {
+            if slot.state == State::Free || self.present.contains(&slot.database.to_u32()) {
+                continue;
+            }
+            // Gone, a template, or closed to connections.
+            if self.handles[index].is_some() {
+                signal::terminate(slot.pid);
+            } else if slot.held_by == 0 {
                 workers::free(index);
             }
         }
+        let was_crowded = self.crowded;
+        self.crowded = false;
         for database in databases {
-            if !self.probed.contains(&database.to_u32()) && !workers::want(database) {
-                Error::Internal(format!(
-                    "audit_db looks after at most {MAX_DATABASES} databases; database {} has no worker",
-                    database.to_u32()
-                ))
+            let database_oid = database.to_u32();
+            if self.probed.contains(&database_oid) || workers::want(database) {
+                continue;
+            }
+            self.crowded = true;
+            if !was_crowded {
+                Error::TooManyDatabases {
+                    limit: MAX_DATABASES,
+                    database: database_oid,
+                }
                 .warn();
             }
+            break;
         }
     }
 
     /// Starts what should run, notices what has ended. Returns the time until something is due.
     fn tend(&mut self) -> Duration {
         let mut next = IDLE;
-        let mut gone = false;
+        let mut rescan = false;
         let mut probes = self.running_probes();
         for index in 0..MAX_DATABASES {
             if self.handles[index]
@@ -125,7 +147,7 @@ impl Launcher {
                 .is_some_and(|handle| handle.status() == Status::Stopped)
             {
                 self.handles[index] = None;
-                gone |= Self::note_end(index);
+                rescan |= Self::note_end(index);
             }
             let slot = workers::get(index);
             if slot.state == State::Free || self.handles[index].is_some() {
@@ -141,6 +163,12 @@ impl Launcher {
             }
             if slot.state == State::Absent {
                 workers::free(index);
+                rescan |= self.crowded;
+                continue;
+            }
+            if !self.present.contains(&slot.database.to_u32()) {
+                // Wanted by a session in a template, or a database that is newer than the last scan.
+                rescan = true;
                 continue;
             }
             let wait = slot.not_before - clock::wall();
@@ -155,8 +183,10 @@ impl Launcher {
                 }
             }
         }
-        if gone {
+        if rescan {
             self.scan();
+            // What the scan wanted is started at once.
+            next = next.min(RESCANNED);
         }
         next
     }
@@ -198,14 +228,13 @@ impl Launcher {
     fn note_end(index: usize) -> bool {
         let now = clock::wall();
         workers::update(index, |slot| {
-            if matches!(slot.state, State::Absent | State::Wanted) {
-                return false;
-            }
-            if slot.held_by != 0 {
-                // Asked to leave: no failure.
-                slot.state = State::Wanted;
-                slot.not_before = 0;
-                return true;
+            let by_itself = std::mem::take(&mut slot.finished);
+            if std::mem::take(&mut slot.told_to_leave) || by_itself {
+                if slot.state != State::Absent {
+                    slot.state = State::Wanted;
+                    slot.not_before = 0;
+                }
+                return !by_itself;
             }
             slot.set_error("the worker ended unexpectedly; see the server log");
             if now - slot.started > HEALTHY_MICROS {

@@ -5,6 +5,7 @@
 mod announce;
 mod database;
 mod launcher;
+mod state;
 pub mod task;
 
 pub use announce::want_cycle_at_commit;

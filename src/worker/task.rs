@@ -82,14 +82,25 @@ fn run(sender: &mut Sender, request: &[u8]) -> Result<()> {
             )
         })?;
     }
+    let single = request.tables.len() == 1;
     for table in request.tables {
         xact::report_activity(Some("drop expired partitions"));
         let mut listening = true;
         let clock_moved = workers::clock_jump(identity::my_database(), clock::reading());
-        retire::expired_of_table(table.into(), clock_moved, &mut |outcome| {
+        let done = retire::expired_of_table(table.into(), clock_moved, &mut |outcome| {
             listening = send(sender, &Message::Outcome(outcome));
             listening
-        })?;
+        });
+        match done {
+            Ok(()) => {}
+            Err(error) if single => return Err(error),
+            // One sick table does not stop the others.
+            Err(error) => {
+                let outcome =
+                    xact::in_transaction(|| Ok(retire::table_failed(table.into(), &error)))?;
+                listening = send(sender, &Message::Outcome(outcome));
+            }
+        }
         if !listening {
             return Ok(());
         }

@@ -86,9 +86,13 @@ pub fn place_period(
 }
 
 fn near(one: Bound, other: Bound, slack: i64) -> bool {
+    one == other || distance(one, other).is_some_and(|away| away <= slack)
+}
+
+fn distance(one: Bound, other: Bound) -> Option<i64> {
     match (one, other) {
-        (Bound::At(one), Bound::At(other)) => one.saturating_sub(other).saturating_abs() <= slack,
-        _ => one == other,
+        (Bound::At(one), Bound::At(other)) => Some(one.saturating_sub(other).saturating_abs()),
+        _ => None,
     }
 }
 
@@ -101,13 +105,25 @@ fn place(existing: &[Range], wanted: Range, slack: i64) -> Placement {
     let mut placed = wanted;
     if slack > 0 {
         // Clip or stretch to neighbours whose bounds are near ours, so that neither an overlap nor a sliver remains.
-        for range in existing {
-            if near(range.upper, wanted.lower, slack) && range.lower < wanted.lower {
-                placed.lower = range.upper;
-            }
-            if near(range.lower, wanted.upper, slack) && range.upper > wanted.upper {
-                placed.upper = range.lower;
-            }
+        let before = existing
+            .iter()
+            .filter(|range| range.lower < wanted.lower)
+            .filter_map(|range| distance(range.upper, wanted.lower).map(|away| (away, range.upper)))
+            .min_by_key(|(away, _)| *away);
+        let after = existing
+            .iter()
+            .filter(|range| range.upper > wanted.upper)
+            .filter_map(|range| distance(range.lower, wanted.upper).map(|away| (away, range.lower)))
+            .min_by_key(|(away, _)| *away);
+        if let Some((away, bound)) = before
+            && away <= slack
+        {
+            placed.lower = bound;
+        }
+        if let Some((away, bound)) = after
+            && away <= slack
+        {
+            placed.upper = bound;
         }
     }
     match existing.iter().position(|range| range.overlaps(placed)) {
@@ -522,6 +538,28 @@ mod tests {
             ),
             Placement::Overlaps(0)
         );
+    }
+
+    #[test]
+    fn the_nearest_neighbour_counts() {
+        // Days from February on; January is wanted as a whole month.
+        let days: Vec<Range> = (1..=5)
+            .rev()
+            .map(|day| {
+                range(
+                    &format!("2026-02-0{day} 00:00"),
+                    &format!("2026-02-0{} 00:00", day + 1),
+                )
+            })
+            .collect();
+        let january = range("2026-01-01 00:00", "2026-02-01 00:00");
+        let placed = place_period(
+            &days,
+            micros("2026-01-01 00:00"),
+            micros("2026-02-01 00:00"),
+            PartitionInterval::Monthly,
+        );
+        assert_eq!(placed, Placement::Free(january));
     }
 
     proptest! {

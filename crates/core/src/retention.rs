@@ -58,8 +58,9 @@ pub fn expires_at(upper: Bound, retention: Option<Span>, zone: &dyn Zone) -> Opt
 pub fn expired(ranges: &[Range], retention: Option<Span>, now: i64, zone: &dyn Zone) -> Vec<usize> {
     let mut indexes: Vec<usize> = (0..ranges.len())
         .filter(|index| {
-            let upper = ranges[*index].upper;
-            upper <= Bound::At(now)
+            let Range { lower, upper } = ranges[*index];
+            lower < upper
+                && upper <= Bound::At(now)
                 && expires_at(upper, retention, zone).is_some_and(|at| at <= now)
         })
         .collect();
