@@ -2,7 +2,6 @@
 //! write it, after the caller's right to the table was checked.
 
 use crate::error::{Error, Result};
-use crate::pg::guc::Scope;
 use crate::pg::{catalog, identity, spi};
 use audit_db_core::calendar::PartitionInterval;
 use audit_db_core::retention::RetentionAction;
@@ -42,10 +41,7 @@ pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     .pop()
     .flatten()
     .ok_or_else(|| Error::Internal("audit_db.managed_tables has no owner".into()))?;
-    identity::as_role(owner, || {
-        let _scope = Scope::new();
-        body()
-    })
+    identity::as_role(owner, body)
 }
 
 const COLUMNS: &str = "SELECT partition_interval, premake, retention, retention_action,

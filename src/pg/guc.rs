@@ -112,8 +112,9 @@ impl Drop for Scope {
     fn drop(&mut self) {
         // After an error the abort of the (sub)transaction closes it.
         if !std::thread::panicking() {
-            // SAFETY: closes the level that `new` opened.
-            unsafe { pg_sys::AtEOXact_GUC(true, self.level) };
+            // As at an abort: code of a table's owner that ran meanwhile may have set something for the session.
+            // SAFETY: closes the level that `reading` opened.
+            unsafe { pg_sys::AtEOXact_GUC(false, self.level) };
         }
     }
 }

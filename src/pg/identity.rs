@@ -1,5 +1,6 @@
 //! Whose rights hold.
 
+use crate::pg::guc::Scope;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
@@ -52,7 +53,10 @@ pub fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
         pg_sys::GetUserIdAndSecContext(&mut guard.role, &mut guard.context);
         pg_sys::SetUserIdAndSecContext(role, guard.context | flags as c_int);
     }
+    // What the owner's functions set is undone before other rights come back.
+    let scope = Scope::new();
     let result = body();
+    drop(scope);
     drop(guard);
     result
 }
