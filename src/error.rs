@@ -45,6 +45,11 @@ pub enum Error {
         lower: String,
         upper: String,
     },
+    NoTime {
+        lower: String,
+        upper: String,
+        zone: String,
+    },
     Overlap {
         wanted: String,
         partition: String,
@@ -309,6 +314,12 @@ impl Error {
                 Code::ERRCODE_INVALID_PARAMETER_VALUE,
                 "end_date must be later than start_date".into(),
                 Some(format!("The range would be from {lower} to {upper}.")),
+                None,
+            ),
+            Self::NoTime { lower, upper, zone } => (
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("there is no time between {lower} and {upper} in time zone \"{zone}\""),
+                Some("The clocks of that zone were put forward over all of it.".into()),
                 None,
             ),
             Self::Overlap {

@@ -108,6 +108,13 @@ impl Wanted {
             });
         }
         let (lower, upper) = (position(start)?, position(end)?);
+        if lower >= upper {
+            return Err(Error::NoTime {
+                lower: start.to_string(),
+                upper: end.to_string(),
+                zone: managed.time_zone.clone(),
+            });
+        }
         // Raises what the key cannot hold, before anything is locked.
         calendar.literal(lower)?;
         calendar.literal(upper)?;
