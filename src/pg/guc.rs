@@ -120,7 +120,10 @@ impl Drop for Scope {
 }
 
 /// Sets a value for the whole life of a worker, above what the database or the role has set.
-pub fn fix_for_worker(name: &CStr, value: &CStr) {
+pub fn fix_for_worker(name: &CStr, value: &str) {
+    let Ok(value) = CString::new(value) else {
+        return;
+    };
     // SAFETY: both strings live across the call; a worker that is not yet in a transaction.
     unsafe {
         pg_sys::SetConfigOption(

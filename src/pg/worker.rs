@@ -157,12 +157,12 @@ pub fn connect_to_database(database: pg_sys::Oid) {
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0) };
     // Whoever may set defaults for the database must not be able to bend what runs with all rights.
     for (name, value) in [
-        (c"search_path", c"pg_catalog, pg_temp"),
-        (c"default_transaction_isolation", c"read committed"),
-        (c"default_transaction_read_only", c"off"),
-        (c"default_transaction_deferrable", c"off"),
-        (c"row_security", c"on"),
-        (c"session_replication_role", c"origin"),
+        (c"search_path", "pg_catalog, pg_temp"),
+        (c"default_transaction_isolation", "read committed"),
+        (c"default_transaction_read_only", "off"),
+        (c"default_transaction_deferrable", "off"),
+        (c"row_security", "on"),
+        (c"session_replication_role", "origin"),
     ] {
         guc::fix_for_worker(name, value);
     }

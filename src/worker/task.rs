@@ -4,7 +4,7 @@
 use crate::error::{Error, Failure, Result};
 use crate::partition::retire::{self, Outcome};
 use crate::pg::queue::{Receiver, Sender};
-use crate::pg::{clock, identity, worker, xact};
+use crate::pg::{clock, guc, identity, worker, xact};
 use crate::shmem::workers;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
@@ -72,15 +72,10 @@ fn run(sender: &mut Sender, request: &[u8]) -> Result<()> {
     let request: Request =
         serde_json::from_slice(request).map_err(|error| Error::Internal(error.to_string()))?;
     for (name, value) in [
-        ("audit_db.lock_timeout", request.lock_timeout_ms),
-        ("audit_db.lock_retry", request.lock_retry_ms),
+        (c"audit_db.lock_timeout", request.lock_timeout_ms),
+        (c"audit_db.lock_retry", request.lock_retry_ms),
     ] {
-        xact::in_transaction(|| {
-            crate::pg::spi::execute(
-                "SELECT pg_catalog.set_config($1, $2, false)",
-                &[name.into(), format!("{value}ms").into()],
-            )
-        })?;
+        guc::fix_for_worker(name, &format!("{value}ms"));
     }
     let single = request.tables.len() == 1;
     for table in request.tables {
