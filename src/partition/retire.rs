@@ -125,12 +125,14 @@ fn apply(
         return Ok(());
     }
     let limit = settings::max_partitions_dropped();
-    let (mut removed, mut failed) = (0, 0);
+    let (mut removed, mut failed, mut locked) = (0, 0, 0);
     for expired in plan.expired {
         let mut outcome = expired.outcome.clone();
         // What cannot go must not keep the next ones for ever, but a table on which nothing works is left alone soon.
-        if removed >= limit || failed >= FAILURES_LIMIT {
+        if removed >= limit {
             outcome.action = deferred(limit);
+        } else if failed >= FAILURES_LIMIT || locked >= LOCKED_LIMIT {
+            outcome.action = "deferred: too many others failed in this run".to_owned();
         } else {
             let done = place.step(&plan.name, |scope| {
                 let done = retire(scope, table, &expired)?;
@@ -156,6 +158,7 @@ fn apply(
                 }
                 Err(error) => {
                     failed += 1;
+                    locked += usize::from(error.is_lock_timeout());
                     let failure = error.failure();
                     outcome.action = format!("failed: {}", failure.message);
                     place.step(&plan.name, |_| {
@@ -174,6 +177,9 @@ fn apply(
 
 /// Failures of one run after which it leaves the table to the next.
 const FAILURES_LIMIT: usize = 10;
+/// Lock waits, each as long as `audit_db.lock_retry`, after which it does: what keeps one partition locked is mostly a
+/// transaction that has read them all.
+const LOCKED_LIMIT: usize = 2;
 
 fn deferred(limit: usize) -> String {
     format!("deferred: at most {limit} a run (audit_db.max_partitions_dropped)")

@@ -1,0 +1,138 @@
+//! Calls that a worker does for a session: their locks, their cancellation, and several at once.
+
+use audit_db_e2e::{Cluster, SOON, Session, Shared, wait_until};
+use std::time::{Duration, Instant};
+
+static CLUSTER: Shared = Shared::new(|| Cluster::builder().fast());
+
+const TASKS: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'audit_db task' AND datname = current_database()";
+
+fn log_with_expired(database: &str) -> audit_db_e2e::Client {
+    let mut client = CLUSTER.database(database);
+    client.run(
+        "CREATE TABLE log (at timestamptz) PARTITION BY RANGE (at);
+         SELECT audit_db.manage_table('log', premake => 0);
+         SELECT audit_db.create_partitions('log', '2001-01-01', 5)",
+    );
+    client
+}
+
+/// Sets the retention without waking the worker, which would be faster than the test.
+fn expire(client: &mut audit_db_e2e::Client) {
+    client.run("UPDATE audit_db.managed_tables SET retention = '1 year'");
+}
+
+#[test]
+fn a_locked_partition_is_given_up_and_the_others_go() {
+    let mut client = log_with_expired("locked");
+    expire(&mut client);
+    let mut reader = CLUSTER.connect("locked");
+    reader.run("BEGIN; SELECT count(*) FROM log_2001_01");
+    // The session's own settings hold in the worker: by default it would try for ten seconds.
+    client.run("SET audit_db.lock_retry = '300ms'; SET audit_db.lock_timeout = '50ms'");
+    let started = Instant::now();
+    let rows = client.rows("SELECT partition, action FROM audit_db.drop_expired_partitions('log')");
+    assert!(started.elapsed() < Duration::from_secs(9));
+    assert!(rows[0][1].starts_with("failed"), "{rows:?}");
+    let done = rows.iter().filter(|row| row[1] == "dropped").count();
+    assert_eq!(done, 3, "{rows:?}");
+    assert_eq!(
+        client.value("SELECT sqlstate FROM audit_db.events_log WHERE severity = 'error'"),
+        "55P03"
+    );
+    reader.run("COMMIT");
+    let rows = client.rows("SELECT partition, action FROM audit_db.drop_expired_partitions('log')");
+    assert!(rows.iter().all(|row| row[1] == "dropped"), "{rows:?}");
+    assert_eq!(
+        client.number("SELECT count(*) FROM audit_db.partition_info WHERE range_end < now()"),
+        0
+    );
+}
+
+#[test]
+fn a_cancelled_session_stops_the_worker() {
+    let mut client = log_with_expired("cancelled");
+    expire(&mut client);
+    let mut reader = CLUSTER.connect("cancelled");
+    reader.run("BEGIN; SELECT count(*) FROM log");
+    client.run("SET statement_timeout = '400ms'; SET audit_db.lock_retry = '2s'");
+    assert_eq!(
+        client.sqlstate("SELECT * FROM audit_db.drop_expired_partitions('log')"),
+        "57014"
+    );
+    client.run("RESET statement_timeout");
+    wait_until("the worker has stopped", SOON, || client.number(TASKS) == 0);
+    reader.run("COMMIT");
+    assert_eq!(
+        client.number("SELECT count(*) FROM audit_db.partition_info WHERE range_end < now()"),
+        5
+    );
+}
+
+#[test]
+fn two_sessions_at_once_lose_nothing_and_fail_in_nothing() {
+    let mut client = log_with_expired("twice");
+    client.run("SELECT audit_db.create_partitions('log', '1990-01-01', 40)");
+    expire(&mut client);
+    let dropped: usize = std::thread::scope(|scope| {
+        let sessions: Vec<_> = (0..2)
+            .map(|_| {
+                let mut session = CLUSTER.connect("twice");
+                scope.spawn(move || {
+                    let mut dropped = 0;
+                    for _ in 0..12 {
+                        let rows = session
+                            .rows("SELECT action FROM audit_db.drop_expired_partitions('log')");
+                        assert!(
+                            !rows.iter().any(|row| row[0].starts_with("failed")),
+                            "{rows:?}"
+                        );
+                        dropped += rows.iter().filter(|row| row[0] == "dropped").count();
+                    }
+                    dropped
+                })
+            })
+            .collect();
+        sessions
+            .into_iter()
+            .map(|session| session.join().unwrap())
+            .sum()
+    });
+    assert_eq!(dropped, 45);
+    assert_eq!(
+        client.number("SELECT count(*) FROM audit_db.events_log WHERE event = 'partition dropped'"),
+        45
+    );
+}
+
+#[test]
+fn writers_get_through_while_a_reader_keeps_retention_away() {
+    let mut client = log_with_expired("writers");
+    expire(&mut client);
+    let mut reader = CLUSTER.connect("writers");
+    reader.run("BEGIN; SELECT count(*) FROM log");
+    let mut writer = CLUSTER.connect("writers");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let longest = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            client.run("SET audit_db.lock_retry = '1s'");
+            let rows = client.rows("SELECT action FROM audit_db.drop_expired_partitions('log')");
+            sender.send(rows).unwrap();
+        });
+        let mut longest = Duration::ZERO;
+        loop {
+            let started = Instant::now();
+            writer.run("INSERT INTO log VALUES (now())");
+            longest = longest.max(started.elapsed());
+            if let Ok(rows) = receiver.try_recv() {
+                assert!(
+                    rows.iter().all(|row| row[0].starts_with("failed")),
+                    "{rows:?}"
+                );
+                return longest;
+            }
+        }
+    });
+    println!("longest INSERT behind a reader: {longest:?}");
+    assert!(longest < Duration::from_secs(2));
+}
