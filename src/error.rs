@@ -57,8 +57,14 @@ pub enum Error {
     },
     NameInUse {
         name: String,
-        table: String,
+        hint: &'static str,
     },
+    OtherOwner {
+        partition: String,
+        owner: String,
+    },
+    /// Ends a subtransaction that only tried something; never raised.
+    RolledBack,
     NameTooLong(String),
     WaitingRows {
         default: String,
@@ -235,10 +241,8 @@ impl Error {
             Self::NoCreateOnSchema { owner, schema } => (
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("permission denied for schema {schema}"),
-                Some(format!(
-                    "Partitions belong to the table's owner, and role {owner} may not create tables in schema {schema}."
-                )),
-                Some(format!("Run \"GRANT CREATE ON SCHEMA {schema} TO {owner}\".")),
+                Some(format!("Role {owner} may not create tables in schema {schema}.")),
+                Some(format!("Run GRANT CREATE ON SCHEMA {schema} TO {owner}.")),
             ),
             Self::NotPartitioned(table) => (
                 Code::ERRCODE_WRONG_OBJECT_TYPE,
@@ -284,7 +288,7 @@ impl Error {
                 Code::ERRCODE_INVALID_SCHEMA_NAME,
                 format!("schema {schema} does not exist"),
                 None,
-                Some(format!("Run \"CREATE SCHEMA {schema}\" first.")),
+                Some(format!("Run CREATE SCHEMA {schema} first.")),
             ),
             Self::NoSchemaSelected => (
                 Code::ERRCODE_INVALID_SCHEMA_NAME,
@@ -332,11 +336,25 @@ impl Error {
                 Some(format!("Wanted {wanted}; {partition} holds {range}.")),
                 Some("audit_db.partition_info shows the ranges that are taken.".into()),
             ),
-            Self::NameInUse { name, table } => (
+            Self::NameInUse { name, hint } => (
                 Code::ERRCODE_DUPLICATE_TABLE,
                 format!("relation {name} already exists"),
-                Some(format!("It is not the wanted part of {table}.")),
-                Some("Rename that relation, or pass another name to audit_db.create_partition.".into()),
+                None,
+                Some((*hint).into()),
+            ),
+            Self::OtherOwner { partition, owner } => (
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("partition {partition} does not belong to its table's owner"),
+                Some(format!(
+                    "Partitions are looked after with the rights of the table's owner, {owner}."
+                )),
+                Some(format!("Run ALTER TABLE {partition} OWNER TO {owner}.")),
+            ),
+            Self::RolledBack => (
+                Code::ERRCODE_INTERNAL_ERROR,
+                "a trial was rolled back".into(),
+                None,
+                None,
             ),
             Self::NameTooLong(name) => (
                 Code::ERRCODE_NAME_TOO_LONG,
@@ -346,9 +364,11 @@ impl Error {
             ),
             Self::WaitingRows { default, limit } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("more than {limit} rows wait in default partition {default}"),
-                Some("Attaching a partition would scan them all while nobody can write.".into()),
-                Some("Empty the default partition first: audit_db.maintain_partitions does it without blocking.".into()),
+                format!("too many rows wait in default partition {default}"),
+                Some(format!(
+                    "It holds more than {limit} rows of months that can be made, or is larger than 16 MB. Attaching a partition would scan it while nobody can write."
+                )),
+                Some("Move the rows out of the default partition first.".into()),
             ),
             Self::CannotMove { default, reason } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -30,7 +30,7 @@ fn drop_expired_partitions(
     ),
 > {
     let outcomes = or_raise({
-        let _scope = Scope::new();
+        let _scope = Scope::reading();
         expire(parent, dry_run)
     });
     for outcome in &outcomes {

@@ -45,7 +45,10 @@ fn manage_table(
         let storage_parameters = match storage_parameters {
             None => None,
             Some(list) => {
-                let list: Vec<String> = list.into_iter().flatten().collect();
+                let list: Vec<String> = list
+                    .into_iter()
+                    .map(|parameter| required(parameter, "storage_parameters"))
+                    .collect::<Result<_>>()?;
                 for parameter in &list {
                     storage_parameter(parameter)?;
                 }
@@ -153,6 +156,9 @@ pub(super) fn take_over(oid: Oid, wanted: &Wanted) -> Result<()> {
         managed::save(oid, wanted)?;
         let managed = managed::get(oid)?;
         let calendar = Calendar::new(table.key, &managed.time_zone)?;
+        if wanted.storage_parameters.is_some() && table.invalid_index.is_none() {
+            Maker::new(&table, &managed, calendar)?.check_storage_parameters()?;
+        }
         make_due(scope, table, &managed, calendar, wanted.default_partition)
     })?;
     let managed = managed::get(oid)?;

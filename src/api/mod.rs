@@ -15,7 +15,8 @@ use pgrx::pg_sys::Oid;
 /// Runs a function that changes something: nothing in it finds the caller's objects by a bare name.
 fn changing<T>(what: &'static str, body: impl FnOnce() -> Result<T>) -> T {
     let result = {
-        let _scope = Scope::new();
+        // Looking waits like any query; each step has its own lock timeout.
+        let _scope = Scope::reading();
         require_writable(what).and_then(|()| body())
     };
     or_raise(result)

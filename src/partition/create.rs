@@ -1,12 +1,12 @@
 //! Makes partitions: built beside the table, then attached, so that only ATTACH's short locks meet others.
 
 use crate::error::{Error, Result};
-use crate::partition::inspect::{Calendar, Table};
+use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::managed::Managed;
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
-use crate::pg::{catalog, clock, compat, identity};
+use crate::pg::{catalog, clock, compat, identity, xact};
 use crate::settings;
 use audit_db_core::naming::{MAX_NAME_BYTES, partition_name};
 use audit_db_core::partition_plan::{NewPartition, Zone};
@@ -112,10 +112,20 @@ impl<'a> Maker<'a> {
         let upper = self.calendar.literal(new.upper)?;
         identity::as_role(self.table.owner, || {
             self.check_waiting_rows()?;
+            let moving = self.rows_wait(&lower, &upper)?;
             let partition = self.build(&new.name)?;
             let name = quote_qualified_identifier(&self.table.schema, &new.name);
-            self.lock_others(scope);
-            self.move_rows(&name, &lower, &upper)?;
+            self.lock_others(scope, moving);
+            // Looked at again under the lock: a row that came meanwhile belongs into the new partition too.
+            if self.rows_wait(&lower, &upper)? {
+                if !moving {
+                    return Err(Error::LockNotAvailable {
+                        table: self.table.qualified(),
+                        waited_ms: 0,
+                    });
+                }
+                self.move_rows(&name, &lower, &upper)?;
+            }
             spi::execute(
                 &format!(
                     "ALTER TABLE {} ATTACH PARTITION {name} FOR VALUES FROM ({}) TO ({})",
@@ -136,7 +146,7 @@ impl<'a> Maker<'a> {
         identity::as_role(self.table.owner, || {
             let partition = self.build(&name)?;
             let name = quote_qualified_identifier(&self.table.schema, &name);
-            self.lock_others(scope);
+            self.lock_others(scope, false);
             spi::execute(
                 &format!(
                     "ALTER TABLE {} ATTACH PARTITION {name} DEFAULT",
@@ -149,6 +159,29 @@ impl<'a> Maker<'a> {
         })
     }
 
+    /// Raises what the server thinks of the storage parameters. Leaves nothing behind.
+    pub fn check_storage_parameters(&self) -> Result<()> {
+        let outcome = xact::in_subtransaction(|| -> Result<()> {
+            identity::as_role(self.table.owner, || {
+                let name = partition_name(&self.table.name, "storage_parameters");
+                spi::execute(
+                    &format!(
+                        "CREATE TABLE {} (LIKE {}){}",
+                        quote_qualified_identifier(self.table.schema.as_str(), name.as_str()),
+                        self.table.qualified(),
+                        self.clauses
+                    ),
+                    &[],
+                )
+            })?;
+            Err(Error::RolledBack)
+        });
+        match outcome {
+            Err(Error::RolledBack) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A table like the parent, owned by its owner, closed to everybody else.
     fn build(&self, name: &str) -> Result<Oid> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
@@ -158,7 +191,7 @@ impl<'a> Maker<'a> {
         if catalog::relation_in_schema(self.schema, name).is_some() {
             return Err(Error::NameInUse {
                 name: qualified,
-                table: self.table.qualified(),
+                hint: "Rename that relation, or give a new partition another name with audit_db.create_partition.",
             });
         }
         spi::execute(
@@ -203,8 +236,14 @@ impl<'a> Maker<'a> {
     }
 
     /// Locks what ATTACH locks beside the table, with one deadline for all, so that writers wait no longer than that.
-    fn lock_others(&self, scope: &Scope) {
+    ///
+    /// When rows move, nobody may be in between: a query that has already read the list of partitions and then waits for the
+    /// default would find the rows neither there nor in the partition that it does not know. Hence the lock on the table.
+    fn lock_others(&self, scope: &Scope, moving: bool) {
         let deadline = Deadline::start(scope, settings::lock_timeout());
+        if moving {
+            deadline.lock(self.table.oid, Mode::AccessExclusive);
+        }
         for referenced in &self.referenced {
             deadline.lock(*referenced, Mode::ShareRowExclusive);
         }
@@ -230,26 +269,39 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Brings the rows of a range from the default into the new table. The default is locked.
+    fn in_range(&self, lower: &str, upper: &str) -> String {
+        let column = quote_identifier(&self.table.column);
+        format!(
+            "{column} >= {} AND {column} < {}",
+            spi::quote_literal(lower),
+            spi::quote_literal(upper)
+        )
+    }
+
+    /// Whether the default partition holds rows of a range.
+    fn rows_wait(&self, lower: &str, upper: &str) -> Result<bool> {
+        let Some(default) = &self.table.default else {
+            return Ok(false);
+        };
+        let found = spi::rows(
+            &format!(
+                "SELECT 1 FROM {} WHERE {} LIMIT 1",
+                self.table.qualified_partition(default),
+                self.in_range(lower, upper)
+            ),
+            &[],
+            |row| row.get::<i32>(1),
+        )?;
+        Ok(!found.is_empty())
+    }
+
+    /// Brings the rows of a range from the default into the new table. Table and default are locked.
     fn move_rows(&self, target: &str, lower: &str, upper: &str) -> Result<()> {
         let Some(default) = &self.table.default else {
             return Ok(());
         };
         let source = self.table.qualified_partition(default);
-        let column = quote_identifier(&self.table.column);
-        let range = format!(
-            "{column} >= {} AND {column} < {}",
-            spi::quote_literal(lower),
-            spi::quote_literal(upper)
-        );
-        let any = spi::rows(
-            &format!("SELECT 1 FROM {source} WHERE {range} LIMIT 1"),
-            &[],
-            |row| row.get::<i32>(1),
-        )?;
-        if any.is_empty() {
-            return Ok(());
-        }
+        let range = self.in_range(lower, upper);
         // Others may have filled it until the lock was ours.
         self.check_waiting_rows()?;
         if let Some(reason) = why_not_movable(default.oid)? {
@@ -397,12 +449,14 @@ fn why_not_movable(default: Oid) -> Result<Option<&'static str>> {
                                  WHERE c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)))";
     let row = spi::rows(
         &format!(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal),
-                    EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE confrelid = $1 AND contype = 'f'),
-                    EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class = $1),
+            "WITH part AS (SELECT relid FROM pg_catalog.pg_partition_tree($1))
+             SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid IN (TABLE part) AND NOT tgisinternal),
+                    EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE confrelid IN (TABLE part) AND contype = 'f'),
+                    EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class IN (TABLE part)),
                     EXISTS (SELECT FROM pg_catalog.pg_publication WHERE puballtables)
                     OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel
-                                WHERE prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)))
+                                WHERE prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)
+                                                  UNION ALL TABLE part))
                     OR {SCHEMA_PUBLISHED}"
         ),
         &[default.into()],
@@ -427,6 +481,17 @@ fn why_not_movable(default: Oid) -> Result<Option<&'static str>> {
         .into_iter()
         .zip(reasons)
         .find_map(|(found, reason)| found.unwrap_or(false).then_some(reason)))
+}
+
+/// What is done to a partition is done as the table's owner, who must be its owner too.
+pub fn require_same_owner(table: &Table, partition: &Partition) -> Result<()> {
+    if compat::owns_relation(partition.oid, table.owner) {
+        return Ok(());
+    }
+    Err(Error::OtherOwner {
+        partition: table.qualified_partition(partition),
+        owner: quote_identifier(identity::role_name(table.owner)),
+    })
 }
 
 /// The local times within which the worker makes partitions for waiting rows: nothing that has expired, nothing absurd.
@@ -471,6 +536,7 @@ pub fn waiting_positions(
             format!(" AND {column} {operator} {}", spi::quote_literal(text))
         })
     };
+    require_same_owner(table, default)?;
     identity::as_role(table.owner, || {
         let size = spi::rows(
             "SELECT pg_catalog.pg_relation_size($1::pg_catalog.regclass)",

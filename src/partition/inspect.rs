@@ -212,6 +212,7 @@ impl Calendar {
     /// The instant of a position.
     pub fn instant(&self, position: i64) -> Option<i64> {
         match self.key {
+            _ if position == i64::MAX || position == i64::MIN => Some(position),
             KeyType::Timestamptz => Some(position),
             _ => self.zone.position(LocalTime.local(position)?),
         }
@@ -250,6 +251,8 @@ impl Calendar {
         let end = |bound| match bound {
             Bound::MinValue => "MINVALUE".to_owned(),
             Bound::MaxValue => "MAXVALUE".to_owned(),
+            Bound::At(i64::MIN) => "-infinity".to_owned(),
+            Bound::At(i64::MAX) => "infinity".to_owned(),
             Bound::At(position) => self
                 .local(position)
                 .map_or_else(|| position.to_string(), |local| local.to_string()),

@@ -85,7 +85,7 @@ fn missing(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Vec<
 
 /// Somebody dropped or detached the default partition: without it events outside all months are refused.
 fn restore_default(oid: Oid, name: &str) -> Result<()> {
-    let lacking = xact::in_transaction(|| {
+    let lacking = steps::in_transactions_with_retries(name, |_scope| {
         let managed = managed::get(oid)?;
         Ok(managed.default_partition && Table::load(oid)?.default.is_none())
     })?;
@@ -105,7 +105,7 @@ fn restore_default(oid: Oid, name: &str) -> Result<()> {
 }
 
 fn make_missing(oid: Oid, name: &str) -> Result<()> {
-    let planned = xact::in_transaction(|| {
+    let planned = steps::in_transactions_with_retries(name, |_scope| {
         let managed = managed::get(oid)?;
         let table = Table::load(oid)?;
         let calendar = Calendar::new(table.key, &managed.time_zone)?;

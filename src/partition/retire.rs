@@ -1,7 +1,7 @@
 //! Retention: expired partitions go, one transaction each, with brakes.
 
 use crate::error::{Error, Failure, Result};
-use crate::partition::create::revoke_from_others;
+use crate::partition::create::{require_same_owner, revoke_from_others};
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::managed::{self, Managed};
 use crate::partition::{events, steps};
@@ -326,6 +326,7 @@ fn retire(scope: &Scope, oid: Oid, expired: &Expired) -> Result<bool> {
     }
     deadline.lock(partition.oid, Mode::AccessExclusive);
     let name = table.qualified_partition(partition);
+    require_same_owner(&table, partition)?;
     identity::as_role(table.owner, || {
         spi::execute(
             &format!("ALTER TABLE {} DETACH PARTITION {name}", table.qualified()),
@@ -352,7 +353,7 @@ fn archive(name: &str, qualified: &str, schema: &str) -> Result<()> {
     if catalog::relation_in_schema(oid, name).is_some() {
         return Err(Error::NameInUse {
             name: quote_qualified_identifier(schema, name),
-            table: qualified.to_owned(),
+            hint: "Rename or move that relation; the partition stays attached until then.",
         });
     }
     spi::execute(&format!("ALTER TABLE {qualified} SET SCHEMA {quoted}"), &[])?;

@@ -92,20 +92,24 @@ fn cycle(index: usize) {
         managed::forget_dropped()?;
         managed::oids()
     });
+    let mut last_error = None;
     match tables {
         Ok(tables) => {
             for table in tables {
-                if let Some(error) = maintain::table(table, clock_moved) {
-                    workers::record_error(index, &error.failure().message);
-                }
+                last_error = maintain::table(table, clock_moved).or(last_error);
             }
             note(index, xact::in_transaction(events::purge));
             if clock_moved.is_none() {
                 note(index, xact::in_transaction(state::save_clock));
             }
         }
-        Err(error) => note(index, Err(error)),
+        Err(error) => {
+            error.warn();
+            last_error = Some(error);
+        }
     }
+    let last_error = last_error.map_or(String::new(), |error| error.failure().message);
+    workers::record_error(index, &last_error);
     workers::update(index, |slot| slot.failures = 0);
 }
 

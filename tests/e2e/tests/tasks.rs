@@ -14,6 +14,13 @@ fn log_with_expired(database: &str) -> audit_db_e2e::Client {
          SELECT audit_db.manage_table('log', premake => 0);
          SELECT audit_db.create_partitions('log', '2001-01-01', 5)",
     );
+    // A cycle that is still to come would be faster than the test.
+    wait_until("the worker has had its cycle", SOON, || {
+        client.number(
+            "SELECT count(*) FROM audit_db.workers, audit_db.managed_tables
+              WHERE database = current_database() AND state = 'idle' AND last_cycle > managed_since",
+        ) == 1
+    });
     client
 }
 
@@ -133,4 +140,47 @@ fn writers_get_through_while_a_reader_keeps_retention_away() {
     });
     println!("longest INSERT behind a reader: {longest:?}");
     assert!(longest < Duration::from_secs(2));
+}
+
+/// A query that has read the list of partitions, and then waits for the default while rows leave it, must not miss them.
+#[test]
+fn readers_never_miss_rows_that_move() {
+    const MONTHS: usize = 40;
+    let mut client = CLUSTER.database("movers");
+    client.run(&format!(
+        "CREATE TABLE log (at timestamptz NOT NULL, id int) PARTITION BY RANGE (at);
+         SELECT audit_db.manage_table('log', premake => 0, retention => '1 year');
+         INSERT INTO log SELECT timestamptz '2001-01-15' + make_interval(months => n % {MONTHS}), n FROM generate_series(1, 800) n"
+    ));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let mut reader = CLUSTER.connect("movers");
+                let done = &done;
+                scope.spawn(move || {
+                    let mut queries = 0;
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        assert_eq!(reader.number("SELECT count(*) FROM log"), 800);
+                        queries += 1;
+                    }
+                    queries
+                })
+            })
+            .collect();
+        for month in 0..MONTHS {
+            client.run(&format!(
+                "SELECT audit_db.create_partition('log', timestamp '2001-01-01' + make_interval(months => {month}))"
+            ));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+    });
+    assert_eq!(client.number("SELECT count(*) FROM log_default"), 0);
+    assert_eq!(
+        client.number("SELECT count(*) FROM log WHERE tableoid <> 'log_default'::regclass"),
+        800
+    );
 }

@@ -35,13 +35,13 @@ SELECT tableoid::regclass, id, at FROM app.log ORDER BY id;
 -- The sequence goes on.
 INSERT INTO app.log (at, what) VALUES ('2001-02-02', 'next');
 SELECT max(id) FROM app.log;
--- 1,000 rows are moved, wherever they belong; with one more nothing is.
-INSERT INTO app.log (at) SELECT timestamptz '2002-01-01 00:00+00' + n * interval '1 minute' FROM generate_series(1, 998) n;
+-- 1,000 rows that a month could be made for are moved; with one more nothing is.
+INSERT INTO app.log (at) SELECT timestamptz '2002-01-01 00:00+00' + n * interval '1 minute' FROM generate_series(1, 1000) n;
 SELECT count(*) FROM ONLY app.log_default;
 SELECT audit_db.create_partition('app.log', '2002-01-01');
 SELECT count(*) FROM app.log_2002_01;
 SELECT count(*) FROM ONLY app.log_default;
-INSERT INTO app.log (at) SELECT timestamptz '2003-01-01 00:00+00' + n * interval '1 minute' FROM generate_series(1, 999) n;
+INSERT INTO app.log (at) SELECT timestamptz '2003-01-01 00:00+00' + n * interval '1 minute' FROM generate_series(1, 1001) n;
 SELECT audit_db.create_partition('app.log', '2003-01-01');
 \echo :SQLSTATE
 -- Also where none of them belongs to the new partition: ATTACH would look at each.
@@ -52,6 +52,10 @@ SELECT audit_db.create_partitions('app.log', '2004-01-01', 2);
 -- What is there already needs no look.
 SELECT audit_db.create_partition('app.log', '2002-01-01');
 SELECT count(*) FROM app.log;
+-- Rows of absurd times, which stay for good, do not count.
+DELETE FROM app.log WHERE at >= '2003-01-01' AND at < '2004-01-01';
+INSERT INTO app.log (at) SELECT timestamptz '3000-01-01 00:00+00' + n * interval '1 minute' FROM generate_series(1, 1001) n;
+SELECT audit_db.create_partition('app.log', '2004-01-01');
 ROLLBACK;
 
 -- A row that the owner's row security would hide is moved too.

@@ -4,6 +4,7 @@
 SET TimeZone = 'UTC';
 SET DateStyle = 'ISO, YMD';
 SET IntervalStyle = 'postgres';
+SET row_security = on;
 SET client_min_messages = error; -- the warning about the lock table depends on the server's configuration
 -- Partitions of a table with their bounds, those around today left out.
 CREATE FUNCTION pg_temp.parts(regclass) RETURNS TABLE (partition name, bounds text) LANGUAGE sql AS $$

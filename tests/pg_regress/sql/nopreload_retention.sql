@@ -118,7 +118,7 @@ SET client_min_messages = error;
 SELECT partition, action FROM audit_db.drop_expired_partitions('app.archives');
 SET client_min_messages = warning;
 SELECT c.oid::regclass, c.relispartition, c.relowner::regrole, pg_temp.granted(c.relacl, c.relowner) AS granted
-  FROM pg_class c WHERE c.relname LIKE 'archives\_2001\___' ORDER BY c.relnamespace::regnamespace::text COLLATE "C", c.relname COLLATE "C";
+  FROM pg_class c WHERE c.relname LIKE 'archives\_2001\___' AND c.relowner = 'regress_owner'::regrole ORDER BY c.relnamespace::regnamespace::text COLLATE "C", c.relname COLLATE "C";
 SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = '"Cold Store".archives_2001_01'::regclass;
 DROP TABLE "Cold Store".archives_2001_02;
 SELECT partition, action FROM audit_db.drop_expired_partitions('app.archives');

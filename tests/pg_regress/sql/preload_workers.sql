@@ -119,7 +119,7 @@ SELECT clock_timestamp() AS begun \gset
 SET search_path = pg_catalog;
 SELECT audit_db.manage_table('app.after', premake => 0);
 SELECT pg_temp.settled(:'begun');
-SELECT last_error FROM audit_db.workers WHERE database = current_database();
+SELECT coalesce(last_error, '') LIKE 'called by%' AS called FROM audit_db.workers WHERE database = current_database();
 RESET search_path;
 DROP FUNCTION public.regress_eq(oid, regclass), public.regress_eq(regclass, regclass) CASCADE;
 SET client_min_messages = warning;
