@@ -17,27 +17,42 @@ pub trait Session {
     fn number(&mut self, sql: &str) -> i64;
     /// The same as a truth value.
     fn holds(&mut self, sql: &str) -> bool;
+    /// First column of the only row, or the SQLSTATE of the error.
+    fn outcome(&mut self, sql: &str) -> Result<String, String>;
     /// The error of a statement that must fail.
     fn error(&mut self, sql: &str) -> DbError;
     /// The SQLSTATE of a statement: `00000` where it succeeds.
     fn sqlstate(&mut self, sql: &str) -> String;
 }
 
+fn try_query(client: &mut Client, sql: &str) -> Result<Vec<Vec<String>>, postgres::Error> {
+    let rows = client.simple_query(sql)?.into_iter();
+    Ok(rows
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(
+                (0..row.len())
+                    .map(|index| row.get(index).unwrap_or("null").to_owned())
+                    .collect(),
+            ),
+            _ => None,
+        })
+        .collect())
+}
+
 #[track_caller]
 fn query(client: &mut Client, sql: &str) -> Vec<Vec<String>> {
-    match client.simple_query(sql) {
-        Ok(messages) => messages
-            .into_iter()
-            .filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some(
-                    (0..row.len())
-                        .map(|index| row.get(index).unwrap_or("null").to_owned())
-                        .collect(),
-                ),
-                _ => None,
-            })
-            .collect(),
+    match try_query(client, sql) {
+        Ok(rows) => rows,
         Err(error) => panic!("{error:?}\nin: {sql}"),
+    }
+}
+
+/// What the server said; a broken connection is no answer.
+#[track_caller]
+fn answer(error: &postgres::Error, sql: &str) -> DbError {
+    match error.as_db_error() {
+        Some(error) => error.clone(),
+        None => panic!("{error:?}\nin: {sql}"),
     }
 }
 
@@ -81,13 +96,21 @@ impl Session for Client {
     }
 
     #[track_caller]
+    fn outcome(&mut self, sql: &str) -> Result<String, String> {
+        match try_query(self, sql) {
+            Ok(mut rows) => {
+                assert_eq!(rows.len(), 1, "not one row from: {sql}");
+                Ok(rows.swap_remove(0).swap_remove(0))
+            }
+            Err(error) => Err(answer(&error, sql).code().code().to_owned()),
+        }
+    }
+
+    #[track_caller]
     fn error(&mut self, sql: &str) -> DbError {
         match self.simple_query(sql) {
             Ok(_) => panic!("no error from: {sql}"),
-            Err(error) => error
-                .as_db_error()
-                .unwrap_or_else(|| panic!("{error:?}\nin: {sql}"))
-                .clone(),
+            Err(error) => answer(&error, sql),
         }
     }
 
@@ -95,12 +118,7 @@ impl Session for Client {
     fn sqlstate(&mut self, sql: &str) -> String {
         match self.simple_query(sql) {
             Ok(_) => "00000".to_owned(),
-            Err(error) => error
-                .as_db_error()
-                .unwrap_or_else(|| panic!("{error:?}\nin: {sql}"))
-                .code()
-                .code()
-                .to_owned(),
+            Err(error) => answer(&error, sql).code().code().to_owned(),
         }
     }
 }

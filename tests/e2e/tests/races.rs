@@ -98,3 +98,71 @@ fn wait_for_waking(client: &mut audit_db_e2e::Client) {
         )
     });
 }
+
+/// A session that comes while a month is being made waits for it; then it neither misses a row that moved nor is refused.
+#[test]
+fn who_waited_for_a_new_month_finds_every_row() {
+    let cluster = Cluster::builder()
+        .fast()
+        .set("audit_db.maintenance_interval", "1d")
+        .start();
+    let mut maker = cluster.database("waiting");
+    maker.run(
+        "CREATE TABLE log (at timestamptz NOT NULL, what text) PARTITION BY RANGE (at);
+         SELECT audit_db.manage_table('log', premake => 1)",
+    );
+    let mut wrong = Vec::new();
+    for (waiting_rows, sql, expected) in [
+        (100, "SELECT count(*) FROM log", "100"),
+        (
+            100,
+            "SELECT count(*) FROM log WHERE at < '2025-01-01 00:00+00'",
+            "100",
+        ),
+        (100, "EXECUTE counting", "100"),
+        (
+            100,
+            "WITH new AS (UPDATE log SET what = 'seen' RETURNING at) SELECT count(*) FROM new",
+            "100",
+        ),
+        (
+            100,
+            "WITH old AS (DELETE FROM log RETURNING at) SELECT count(*) FROM old",
+            "100",
+        ),
+        (
+            100,
+            "WITH new AS (INSERT INTO log VALUES ('2024-03-20 00:00+00') RETURNING at) SELECT count(*) FROM new",
+            "1",
+        ),
+        (
+            0,
+            "WITH new AS (INSERT INTO log VALUES ('2024-03-20 00:00+00') RETURNING at) SELECT count(*) FROM new",
+            "1",
+        ),
+    ] {
+        maker.run(&format!(
+            "TRUNCATE log; DROP TABLE IF EXISTS log_2024_03;
+             INSERT INTO log SELECT timestamptz '2024-03-17 12:00+00' FROM generate_series(1, {waiting_rows})"
+        ));
+        let mut waiter = cluster.connect("waiting");
+        waiter.run("SET plan_cache_mode = force_generic_plan; PREPARE counting AS SELECT count(*) FROM log; EXECUTE counting");
+        let pid = waiter.value("SELECT pg_backend_pid()");
+        maker.run("BEGIN");
+        maker.run("SELECT audit_db.create_partition('log', '2024-03-01')");
+        let outcome = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| waiter.outcome(sql));
+            wait_until("it waits for a lock", SOON, || {
+                maker.holds(&format!(
+                    "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = {pid}"
+                ))
+            });
+            maker.run("COMMIT");
+            waiting.join().unwrap()
+        });
+        if outcome != Ok(expected.to_owned()) {
+            wrong.push((waiting_rows, sql, outcome));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
