@@ -283,6 +283,9 @@ impl<'a> Maker<'a> {
         let Some(default) = &self.table.default else {
             return Ok(false);
         };
+        if catalog::has_no_pages(default.oid) {
+            return Ok(false);
+        }
         let found = spi::rows(
             &format!(
                 "SELECT 1 FROM {} WHERE {} LIMIT 1",
@@ -537,6 +540,9 @@ pub fn waiting_positions(
         })
     };
     require_same_owner(table, default)?;
+    if catalog::has_no_pages(default.oid) {
+        return Ok(Some(Vec::new()));
+    }
     identity::as_role(table.owner, || {
         let size = spi::rows(
             "SELECT pg_catalog.pg_relation_size($1::pg_catalog.regclass)",

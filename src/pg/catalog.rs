@@ -221,3 +221,19 @@ pub fn index_count(relation: pg_sys::Oid) -> i64 {
         i64::from(count)
     }
 }
+
+/// Whether a plain table has not a single page: then it holds no row, and nothing needs to be read to know it.
+pub fn has_no_pages(relation: pg_sys::Oid) -> bool {
+    // SAFETY: the relation is open and locked while its size is asked for.
+    unsafe {
+        let opened = pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as _);
+        if opened.is_null() {
+            return true;
+        }
+        let empty = (*(*opened).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION
+            && pg_sys::RelationGetNumberOfBlocksInFork(opened, pg_sys::ForkNumber::MAIN_FORKNUM)
+                == 0;
+        pg_sys::relation_close(opened, pg_sys::AccessShareLock as _);
+        empty
+    }
+}
