@@ -112,13 +112,13 @@ impl<'a> Maker<'a> {
         let upper = self.calendar.literal(new.upper)?;
         identity::as_role(self.table.owner, || {
             self.check_waiting_rows()?;
-            let moving = self.rows_wait(&lower, &upper)?;
+            let alone = self.rows_wait(&lower, &upper)? || self.is_current(new);
             let partition = self.build(&new.name)?;
             let name = quote_qualified_identifier(&self.table.schema, &new.name);
-            self.lock_others(scope, moving);
+            self.lock_others(scope, alone);
             // Looked at again under the lock: a row that came meanwhile belongs into the new partition too.
             if self.rows_wait(&lower, &upper)? {
-                if !moving {
+                if !alone {
                     return Err(Error::LockNotAvailable {
                         table: self.table.qualified(),
                         waited_ms: 0,
@@ -238,10 +238,11 @@ impl<'a> Maker<'a> {
     /// Locks what ATTACH locks beside the table, with one deadline for all, so that writers wait no longer than that.
     ///
     /// When rows move, nobody may be in between: a query that has already read the list of partitions and then waits for the
-    /// default would find the rows neither there nor in the partition that it does not know. Hence the lock on the table.
-    fn lock_others(&self, scope: &Scope, moving: bool) {
+    /// default would find the rows neither there nor in the partition that it does not know, and an INSERT would be refused by
+    /// the default's new constraint. Hence the lock on the table, also for the current period, whose events may arrive just now.
+    fn lock_others(&self, scope: &Scope, alone: bool) {
         let deadline = Deadline::start(scope, settings::lock_timeout());
-        if moving {
+        if alone {
             deadline.lock(self.table.oid, Mode::AccessExclusive);
         }
         for referenced in &self.referenced {
@@ -267,6 +268,15 @@ impl<'a> Maker<'a> {
                 limit: WAITING_LIMIT,
             }),
         }
+    }
+
+    /// Whether events of this moment belong into the partition, and go to a default partition until it is there.
+    fn is_current(&self, new: &NewPartition) -> bool {
+        self.table.default.is_some()
+            && self
+                .calendar
+                .position_at(clock::wall())
+                .is_some_and(|now| (new.lower..new.upper).contains(&now))
     }
 
     fn in_range(&self, lower: &str, upper: &str) -> String {
