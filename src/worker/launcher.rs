@@ -18,8 +18,8 @@ const RESTART: Backoff = Backoff {
 const MAX_PROBES: usize = 2;
 /// Without news the launcher still looks this often.
 const IDLE: Duration = Duration::from_secs(60);
-/// How often to look whether a worker that was told to end has ended.
-const STALE_WORKER: Duration = Duration::from_millis(100);
+/// How often to look whether a worker has ended that nobody watches, or whether one may be started at last.
+const SOON: Duration = Duration::from_millis(100);
 /// The next look after a scan.
 const RESCANNED: Duration = Duration::from_millis(10);
 /// A worker that ran this long counts as healthy: its failures are forgotten.
@@ -158,7 +158,7 @@ impl Launcher {
             }
             if slot.pid != 0 {
                 // Left by a launcher that died; it was told to end.
-                next = next.min(STALE_WORKER);
+                next = next.min(SOON);
                 continue;
             }
             if slot.state == State::Absent {
@@ -174,7 +174,10 @@ impl Launcher {
             let wait = slot.not_before - clock::wall();
             if wait > 0 {
                 next = next.min(Duration::from_micros(wait as u64));
-            } else if probes < MAX_PROBES {
+            } else if probes >= MAX_PROBES {
+                // Nobody tells when one has found the extension and goes on to its work.
+                next = next.min(SOON);
+            } else {
                 self.probed.insert(slot.database.to_u32());
                 if self.start(index) {
                     probes += 1;
