@@ -2,7 +2,8 @@
 
 use audit_db_e2e::{Client, Cluster, Session, Shared};
 
-static CLUSTER: Shared = Shared::new(|| Cluster::builder().fast());
+/// Without workers: nobody but the test makes partitions.
+static CLUSTER: Shared = Shared::new(|| Cluster::builder().fast().not_preloaded());
 
 /// Sessions whose own settings must not matter.
 const SESSIONS: &[(&str, &str)] = &[
