@@ -19,9 +19,13 @@ fn a_long_gap_before_the_start_suspends_retention() {
               WHERE state = 'idle' AND workers.last_cycle > managed_since",
         ) == 1
     });
-    // As after the clock jumped by a month while the server was down.
-    client
-        .run("UPDATE audit_db.maintenance_state SET last_cycle = last_cycle - interval '1 month'");
+    // As after the clock jumped by a month while the server was down. A cycle that was still to come writes over it once.
+    wait_until("the last cycle lies a month back", SOON, || {
+        let old = client
+            .holds("SELECT last_cycle < now() - interval '1 day' FROM audit_db.maintenance_state");
+        client.run("UPDATE audit_db.maintenance_state SET last_cycle = now() - interval '1 month'");
+        old
+    });
     drop(client);
     cluster.restart();
     let mut client = cluster.connect("log");

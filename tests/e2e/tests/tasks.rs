@@ -14,7 +14,7 @@ fn log_with_expired(database: &str) -> audit_db_e2e::Client {
          SELECT audit_db.manage_table('log', premake => 0);
          SELECT audit_db.create_partitions('log', '2001-01-01', 5)",
     );
-    // A cycle that is still to come would be faster than the test.
+    // Mostly the last cycle for now.
     wait_until("the worker has had its cycle", SOON, || {
         client.number(
             "SELECT count(*) FROM audit_db.workers, audit_db.managed_tables
@@ -24,7 +24,7 @@ fn log_with_expired(database: &str) -> audit_db_e2e::Client {
     client
 }
 
-/// Sets the retention without waking the worker, which would be faster than the test.
+/// Sets the retention without waking the worker.
 fn expire(client: &mut audit_db_e2e::Client) {
     client.run("UPDATE audit_db.managed_tables SET retention = '1 year'");
 }
@@ -32,36 +32,36 @@ fn expire(client: &mut audit_db_e2e::Client) {
 #[test]
 fn a_locked_partition_is_given_up_and_the_others_go() {
     let mut client = log_with_expired("locked");
-    expire(&mut client);
     let mut reader = CLUSTER.connect("locked");
     reader.run("BEGIN; SELECT count(*) FROM log_2001_01");
+    expire(&mut client);
     // The session's own settings hold in the worker: by default it would try for ten seconds.
     client.run("SET audit_db.lock_retry = '300ms'; SET audit_db.lock_timeout = '50ms'");
     let started = Instant::now();
     let rows = client.rows("SELECT partition, action FROM audit_db.drop_expired_partitions('log')");
     assert!(started.elapsed() < Duration::from_secs(9));
     assert!(rows[0][1].starts_with("failed"), "{rows:?}");
-    let done = rows.iter().filter(|row| row[1] == "dropped").count();
-    assert_eq!(done, 3, "{rows:?}");
-    assert_eq!(
-        client.value("SELECT sqlstate FROM audit_db.events_log WHERE severity = 'error'"),
-        "55P03"
-    );
+    assert!(client.holds("SELECT count(*) > 0 FROM audit_db.events_log WHERE sqlstate = '55P03'"));
+    // The others go, a few a run, by these calls or by a cycle of the worker that was still to come.
+    let left = |client: &mut audit_db_e2e::Client| {
+        client.run("SELECT * FROM audit_db.drop_expired_partitions('log')");
+        client.column("SELECT partition FROM audit_db.partition_info WHERE range_end < now()")
+    };
+    wait_until("only the locked one is left", SOON, || {
+        left(&mut client) == ["log_2001_01"]
+    });
     reader.run("COMMIT");
-    let rows = client.rows("SELECT partition, action FROM audit_db.drop_expired_partitions('log')");
-    assert!(rows.iter().all(|row| row[1] == "dropped"), "{rows:?}");
-    assert_eq!(
-        client.number("SELECT count(*) FROM audit_db.partition_info WHERE range_end < now()"),
-        0
-    );
+    wait_until("that one is gone too", SOON, || {
+        left(&mut client).is_empty()
+    });
 }
 
 #[test]
 fn a_cancelled_session_stops_the_worker() {
     let mut client = log_with_expired("cancelled");
-    expire(&mut client);
     let mut reader = CLUSTER.connect("cancelled");
     reader.run("BEGIN; SELECT count(*) FROM log");
+    expire(&mut client);
     client.run("SET statement_timeout = '400ms'; SET audit_db.lock_retry = '2s'");
     assert_eq!(
         client.sqlstate("SELECT * FROM audit_db.drop_expired_partitions('log')"),
@@ -69,11 +69,11 @@ fn a_cancelled_session_stops_the_worker() {
     );
     client.run("RESET statement_timeout");
     wait_until("the worker has stopped", SOON, || client.number(TASKS) == 0);
-    reader.run("COMMIT");
     assert_eq!(
         client.number("SELECT count(*) FROM audit_db.partition_info WHERE range_end < now()"),
         5
     );
+    reader.run("COMMIT");
 }
 
 #[test]
@@ -105,7 +105,12 @@ fn two_sessions_at_once_lose_nothing_and_fail_in_nothing() {
             .map(|session| session.join().unwrap())
             .sum()
     });
-    assert_eq!(dropped, 45);
+    // A cycle of the worker that was still to come may have taken a few.
+    assert!(dropped <= 45);
+    assert_eq!(
+        client.number("SELECT count(*) FROM audit_db.partition_info WHERE range_end < now()"),
+        0
+    );
     assert_eq!(
         client.number("SELECT count(*) FROM audit_db.events_log WHERE event = 'partition dropped'"),
         45
@@ -115,9 +120,9 @@ fn two_sessions_at_once_lose_nothing_and_fail_in_nothing() {
 #[test]
 fn writers_get_through_while_a_reader_keeps_retention_away() {
     let mut client = log_with_expired("writers");
-    expire(&mut client);
     let mut reader = CLUSTER.connect("writers");
     reader.run("BEGIN; SELECT count(*) FROM log");
+    expire(&mut client);
     let mut writer = CLUSTER.connect("writers");
     let (sender, receiver) = std::sync::mpsc::channel();
     let longest = std::thread::scope(|scope| {
