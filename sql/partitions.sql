@@ -62,6 +62,12 @@ COMMENT ON FUNCTION audit_db.drop_expired_partitions IS
 'Applies retention to a table (default: all managed tables of the caller) in a worker, one transaction a partition, or says with dry_run what it would do. Returns a row a partition; size in bytes. A partition that cannot go is reported with its reason and a WARNING, and the others go on. Errors: 55000 not managed, 55006 in use by the open transaction, 42501 not the owner, 53000 no worker slot is free, 25006 read-only transaction';
 REVOKE EXECUTE ON FUNCTION audit_db.drop_expired_partitions FROM PUBLIC;
 
+CREATE FUNCTION audit_db.capture_change() RETURNS trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_db_capture_change';
+COMMENT ON FUNCTION audit_db.capture_change IS
+'Trigger that the worker puts on a default partition while it moves the rows of that partition into their months; does nothing at other times. Errors: 0A000 not called as a trigger';
+REVOKE EXECUTE ON FUNCTION audit_db.capture_change FROM PUBLIC;
+
 CREATE FUNCTION audit_db.partition_ranges(parent regclass)
 RETURNS TABLE (partition regclass, range_start timestamptz, range_end timestamptz, is_default boolean, expires_at timestamptz)
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 100 AS 'MODULE_PATHNAME', 'partition_ranges_wrapper';

@@ -8,6 +8,8 @@ CREATE TABLE audit_db.managed_tables (
     time_zone text NOT NULL,
     default_partition boolean NOT NULL,
     storage_parameters text[],
+    index_count integer NOT NULL DEFAULT 0,
+    home text,
     managed_since timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE audit_db.managed_tables IS 'Settings of the tables that audit_db looks after; written by manage_table and unmanage_table';
@@ -19,11 +21,34 @@ COMMENT ON COLUMN audit_db.managed_tables.retention_action IS 'What happens to e
 COMMENT ON COLUMN audit_db.managed_tables.time_zone IS 'Time zone in which periods start';
 COMMENT ON COLUMN audit_db.managed_tables.default_partition IS 'Whether the table is to have a default partition';
 COMMENT ON COLUMN audit_db.managed_tables.storage_parameters IS 'Storage parameters of new partitions, each name=value; null copies those of the newest partition';
+COMMENT ON COLUMN audit_db.managed_tables.index_count IS 'Number of indexes that the table had when the worker last saw it complete';
+COMMENT ON COLUMN audit_db.managed_tables.home IS 'Server, database and table that the row was written for; where it differs the table was restored, and the worker waits until its indexes are complete';
 COMMENT ON COLUMN audit_db.managed_tables.managed_since IS 'When the table was taken over';
 -- Like the catalog's own description of partitioned tables, the settings hold nothing that must be hidden.
 GRANT SELECT ON audit_db.managed_tables TO PUBLIC;
 -- A row of a table that was dropped would be restored as a bare number.
 SELECT pg_catalog.pg_extension_config_dump('audit_db.managed_tables', 'WHERE parent IN (SELECT oid FROM pg_catalog.pg_class)');
+
+CREATE TABLE audit_db.unfinished (
+    object oid PRIMARY KEY,
+    parent oid NOT NULL,
+    step text NOT NULL CHECK (step IN ('exchange', 'verification', 'detach')),
+    tables oid[] NOT NULL DEFAULT '{}',
+    action text,
+    record_count bigint,
+    record_hash numeric,
+    started_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE audit_db.unfinished IS 'What the slow worker is in the middle of: after a crash it knows from here what to finish or to clear away';
+COMMENT ON COLUMN audit_db.unfinished.object IS 'The partition: the default partition that is exchanged, or the one that is detached';
+COMMENT ON COLUMN audit_db.unfinished.parent IS 'The managed table';
+COMMENT ON COLUMN audit_db.unfinished.step IS 'exchange: rows are being copied; verification: the old default partition is to be compared and dropped; detach: a concurrent detach';
+COMMENT ON COLUMN audit_db.unfinished.tables IS 'Tables that were made for an exchange';
+COMMENT ON COLUMN audit_db.unfinished.action IS 'What happens after a detach: drop, detach or archive:SCHEMA';
+COMMENT ON COLUMN audit_db.unfinished.record_count IS 'Number of rows that the old default partition must have';
+COMMENT ON COLUMN audit_db.unfinished.record_hash IS 'Sum of the hashes of its rows';
+COMMENT ON COLUMN audit_db.unfinished.started_at IS 'When it began';
+GRANT SELECT ON audit_db.unfinished TO pg_monitor;
 
 CREATE TABLE audit_db.maintenance_state (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),

@@ -74,6 +74,32 @@ pub enum Error {
         default: String,
         reason: &'static str,
     },
+    NotATrigger,
+    TooManyExchanges,
+    OldSnapshots {
+        default: String,
+        waited_s: u64,
+    },
+    ExchangeBroken {
+        default: String,
+        reason: &'static str,
+    },
+    ContentsDiffer {
+        default: String,
+        rows: i64,
+        copied: i64,
+        kept: bool,
+    },
+    Restoring {
+        table: String,
+        there: i32,
+        expected: i32,
+    },
+    CannotRepair {
+        index: String,
+        partition: String,
+        reason: &'static str,
+    },
     InvalidIndex {
         table: String,
         index: String,
@@ -366,15 +392,76 @@ impl Error {
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("too many rows wait in default partition {default}"),
                 Some(format!(
-                    "It holds more than {limit} rows of months that can be made, or is larger than 16 MB. Attaching a partition would scan it while nobody can write."
+                    "More than {limit} rows of a new partition wait in it, or it is larger than 16 MB: moving the rows, or scanning them, would hold up everybody."
                 )),
-                Some("Move the rows out of the default partition first.".into()),
+                Some("The worker (with the library preloaded) makes the months of waiting rows without that; audit_db.events_log says when it could not.".into()),
             ),
             Self::CannotMove { default, reason } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("rows of default partition {default} cannot be moved"),
                 Some((*reason).into()),
                 Some("Rows of this range must leave the default partition before the partition can be attached.".into()),
+            ),
+            Self::NotATrigger => (
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "audit_db.capture_change can only be called as a trigger".into(),
+                None,
+                None,
+            ),
+            Self::TooManyExchanges => (
+                Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "too many default partitions of this server are being emptied".into(),
+                None,
+                Some("This one follows when another is done.".into()),
+            ),
+            Self::OldSnapshots { default, waited_s } => (
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("default partition {default} could not be emptied: older snapshots are in use"),
+                Some(format!(
+                    "Waited {waited_s} seconds for sessions whose snapshot is older than the copies of its rows; they would not have seen these rows."
+                )),
+                Some("Look for old transactions in pg_stat_activity (backend_xmin). The worker tries again in its next cycle.".into()),
+            ),
+            Self::ExchangeBroken { default, reason } => (
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("emptying default partition {default} was broken off"),
+                Some((*reason).into()),
+                Some("Nothing was changed. The worker tries again in its next cycle.".into()),
+            ),
+            Self::ContentsDiffer {
+                default,
+                rows,
+                copied,
+                kept,
+            } => (
+                Code::ERRCODE_DATA_CORRUPTED,
+                format!("rows of {default} differ from those that were copied"),
+                Some(format!("It holds {rows} rows, the copies {copied}, or the hashes of the rows differ.")),
+                Some(if *kept {
+                    "The table was kept. Compare it with the partitions of its table, bring over what is missing, then drop it.".into()
+                } else {
+                    "The copies were dropped and nothing was changed.".into()
+                }),
+            ),
+            Self::Restoring {
+                table,
+                there,
+                expected,
+            } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("table {table} is being restored"),
+                Some(format!("It has {there} valid indexes; where it comes from it had {expected}.")),
+                Some("The worker begins when they are there. Call audit_db.manage_table to have it begin now.".into()),
+            ),
+            Self::CannotRepair {
+                index,
+                partition,
+                reason,
+            } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("partition {partition} lacks index {index}"),
+                Some((*reason).into()),
+                Some(format!("Make it by hand, then run ALTER INDEX {index} ATTACH PARTITION.")),
             ),
             Self::InvalidIndex { table, index } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

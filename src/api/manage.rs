@@ -5,16 +5,16 @@ use crate::error::{Error, Result};
 use crate::partition::create::{self, Maker, storage_parameter};
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::{self, Wanted};
-use crate::partition::{retire, steps};
+use crate::partition::waiting::{self, Waiting};
+use crate::partition::{maintain, retire, steps};
 use crate::pg::clock::NamedZone;
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::quote_identifier;
-use crate::pg::{catalog, clock, compat, identity, lock};
+use crate::pg::{catalog, compat, identity, lock};
 use crate::settings;
 use crate::worker;
 use audit_db_core::calendar::PartitionInterval;
-use audit_db_core::partition_plan::{self, Facts, Policy};
 use audit_db_core::retention::RetentionAction;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Oid;
@@ -153,7 +153,7 @@ pub(super) fn take_over(oid: Oid, wanted: &Wanted) -> Result<()> {
     let before = managed::find(oid)?;
     steps::with_retries(&name, |scope| {
         let table = create::lock_and_load(scope, oid)?;
-        managed::save(oid, wanted)?;
+        managed::save(oid, table.index_count, wanted)?;
         let managed = managed::get(oid)?;
         let calendar = Calendar::new(table.key, &managed.time_zone)?;
         if wanted.storage_parameters.is_some() && table.invalid_index.is_none() {
@@ -169,7 +169,7 @@ pub(super) fn take_over(oid: Oid, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// The default partition and the periods ahead. Rows that wait in a default that is too full stay for the worker.
+/// The default partition and the periods ahead. Months for which many rows wait are the worker's business.
 fn make_due(
     scope: &Scope,
     mut table: Table,
@@ -189,43 +189,47 @@ fn make_due(
         Maker::new(&table, managed, calendar)?.make_default(scope)?;
         table = Table::load(table.oid)?;
     }
-    if create::waiting_positions(&table, managed, &calendar)?.is_none() {
+    // Those ahead are made at once, so that the table is ready.
+    let nothing = Waiting::default();
+    let mut new = maintain::missing(&table, managed, &calendar, &nothing, usize::MAX)?;
+    let mut later = 0;
+    if let Some(default) = &table.default
+        && !new.is_empty()
+        && !catalog::has_no_pages(default.oid)
+    {
+        let large = waiting::is_large(default.oid);
+        let waiting = Waiting::look(&table, managed, &calendar)?;
+        let movable = waiting::why_not_movable(default.oid)?.is_none();
+        let all = new.len();
+        new.retain(|month| {
+            let rows = waiting.rows_in(month.lower, month.upper);
+            !large && (rows == 0 || movable && rows <= waiting::MOVED_LIMIT)
+        });
+        later = all - new.len();
+    }
+    if later > 0 {
+        let default = table.default.as_ref();
         Error::WaitingRows {
-            default: table
-                .default
-                .as_ref()
+            default: default
                 .map(|default| table.qualified_partition(default))
                 .unwrap_or_default(),
-            limit: create::WAITING_LIMIT,
+            limit: waiting::MOVED_LIMIT,
         }
         .warn();
-        return Ok(());
     }
-    let Some(now) = calendar.local_at(clock::transaction_start()) else {
-        return Ok(());
-    };
-    // Those ahead are made at once, so that the table is ready; months of waiting rows are the worker's business.
-    let facts = Facts {
-        table: &table.name,
-        ranges: &table.ranges(),
-        names: &table.names(),
-        now,
-        waiting: &[],
-    };
-    let policy = Policy {
-        interval: managed.interval,
-        premake: managed.premake,
-        earliest: None,
-        latest: settings::max_future().after(now).unwrap_or(now),
-        limit: usize::MAX,
-    };
-    let new = partition_plan::missing(&facts, &policy, &calendar);
-    if new.is_empty() {
-        return Ok(());
+    let room = create::room_in_lock_table(&table);
+    let too_many = new.len().saturating_sub(room);
+    if too_many > 0 {
+        new.truncate(room);
+        ereport!(
+            PgLogLevel::NOTICE,
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            format!("{too_many} partitions of table {} are made later", table.qualified()),
+            "One transaction has no room for more in the lock table. The worker makes the others; without it, call audit_db.create_partitions.".to_owned()
+        );
     }
-    let maker = Maker::new(&table, managed, calendar)?;
-    for new in &new {
-        maker.make(scope, new)?;
+    if !new.is_empty() {
+        Maker::new(&table, managed, calendar)?.make(scope, &new)?;
     }
     Ok(())
 }

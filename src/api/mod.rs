@@ -2,6 +2,7 @@
 //! by hand in `sql/`.
 
 mod audit_log;
+mod capture;
 mod expire;
 mod manage;
 mod partitions;

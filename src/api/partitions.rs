@@ -57,7 +57,11 @@ fn create_partition(
                         lower,
                         upper,
                     };
-                    Maker::new(&table, &managed, wanted.calendar)?.make(scope, &new)
+                    let made =
+                        Maker::new(&table, &managed, wanted.calendar)?.make(scope, &[new])?;
+                    made.into_iter()
+                        .next()
+                        .ok_or_else(|| Error::Internal("no partition was made".into()))
                 }
             }
         })
@@ -218,13 +222,7 @@ fn create_partitions(
             if new.is_empty() {
                 return Ok(Vec::new());
             }
-            let maker = Maker::new(&table, &managed, calendar)?;
-            new.iter()
-                .map(|new| {
-                    pgrx::check_for_interrupts!();
-                    maker.make(scope, new)
-                })
-                .collect()
+            Maker::new(&table, &managed, calendar)?.make(scope, &new)
         })
     });
     SetOfIterator::new(made)

@@ -1,24 +1,29 @@
 //! Makes partitions: built beside the table, then attached, so that only ATTACH's short locks meet others.
 
 use crate::error::{Error, Result};
+use crate::partition::indexes;
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::managed::Managed;
+use crate::partition::waiting::{self, MOVED_LIMIT};
 use crate::pg::guc::Scope;
-use crate::pg::lock::{Deadline, Mode};
+use crate::pg::lock::{self, Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
 use crate::pg::{catalog, clock, compat, identity, xact};
 use crate::settings;
 use audit_db_core::naming::{MAX_NAME_BYTES, partition_name};
-use audit_db_core::partition_plan::{NewPartition, Zone};
-use chrono::{Days, NaiveDateTime, NaiveTime};
-use pgrx::datum::{Timestamp, TimestampWithTimeZone};
+use audit_db_core::partition_plan::NewPartition;
 use pgrx::pg_sys::Oid;
 
-/// Rows in a default partition up to which they are simply moved, and up to which ATTACH's scan of it costs nothing.
-pub const WAITING_LIMIT: i64 = 1_000;
+/// Events are not dated further ahead than this, unless a clock is wrong.
+const AHEAD_MICROS: i64 = 86_400_000_000;
 
-/// A default partition up to this size is scanned in some milliseconds.
-const DEFAULT_BYTES_LIMIT: i64 = 16 * 1024 * 1024;
+/// When the indexes of a new table are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Indexes {
+    Now,
+    /// Once the rows are in.
+    Later,
+}
 
 /// Locks a table against other makers (not against readers or writers) and reads it anew.
 pub fn lock_and_load(scope: &Scope, table: Oid) -> Result<Table> {
@@ -29,7 +34,6 @@ pub fn lock_and_load(scope: &Scope, table: Oid) -> Result<Table> {
 /// What all new partitions of a table have in common.
 pub struct Maker<'a> {
     table: &'a Table,
-    managed: &'a Managed,
     calendar: Calendar,
     schema: Oid,
     /// Storage parameters and tablespace, as clauses of CREATE TABLE.
@@ -40,12 +44,14 @@ pub struct Maker<'a> {
     default_privileges: bool,
     /// Tables that foreign keys of this table point to.
     referenced: Vec<Oid>,
+    /// CHECK constraints that rows of the table may violate: quoted name and definition.
+    unvalidated: Vec<(String, String)>,
     /// Columns that can be copied from one partition to another.
     columns: String,
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(table: &'a Table, managed: &'a Managed, calendar: Calendar) -> Result<Self> {
+    pub fn new(table: &'a Table, managed: &Managed, calendar: Calendar) -> Result<Self> {
         if let Some(index) = &table.invalid_index {
             return Err(Error::InvalidIndex {
                 table: table.qualified(),
@@ -83,78 +89,110 @@ impl<'a> Maker<'a> {
         .into_iter()
         .flatten()
         .collect();
-        let columns = spi::rows(
-            "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(attname), ', ' ORDER BY attnum)
-               FROM pg_catalog.pg_attribute
-              WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = ''",
-            &[table.oid.into()],
-            |row| row.get::<String>(1),
-        )?
-        .pop()
-        .flatten()
-        .unwrap_or_default();
+        let unvalidated = indexes::unvalidated_checks(table.oid)?;
+        let columns = columns(table.oid)?.join(", ");
         Ok(Self {
             table,
-            managed,
             calendar,
             schema,
             clauses,
             identity,
             default_privileges,
             referenced,
+            unvalidated,
             columns,
         })
     }
 
-    /// Makes one partition and brings over the rows that wait for it in the default. The table must be locked.
-    pub fn make(&self, scope: &Scope, new: &NewPartition) -> Result<Oid> {
-        let lower = self.calendar.literal(new.lower)?;
-        let upper = self.calendar.literal(new.upper)?;
+    /// Makes partitions and brings over the rows that wait for them in the default. The table must be locked.
+    pub fn make(&self, scope: &Scope, wanted: &[NewPartition]) -> Result<Vec<Oid>> {
+        let wanted = wanted
+            .iter()
+            .map(|new| {
+                Ok((
+                    new,
+                    self.calendar.literal(new.lower)?,
+                    self.calendar.literal(new.upper)?,
+                ))
+            })
+            .collect::<Result<Vec<_>>>()?;
         identity::as_role(self.table.owner, || {
-            self.check_waiting_rows()?;
-            let alone = self.rows_wait(&lower, &upper)? || self.is_current(new);
-            let partition = self.build(&new.name)?;
-            let name = quote_qualified_identifier(&self.table.schema, &new.name);
-            self.lock_others(scope, alone);
-            // Looked at again under the lock: a row that came meanwhile belongs into the new partition too.
-            if self.rows_wait(&lower, &upper)? {
-                if !alone {
-                    return Err(Error::LockNotAvailable {
-                        table: self.table.qualified(),
-                        waited_ms: 0,
-                    });
+            let mut rows_move = false;
+            if self.default_has_pages() {
+                self.check_default()?;
+                for (_, lower, upper) in &wanted {
+                    rows_move |= self.waiting_rows(lower, upper)? > 0;
                 }
-                self.move_rows(&name, &lower, &upper)?;
             }
+            let mut partitions = Vec::with_capacity(wanted.len());
+            for (new, ..) in &wanted {
+                pgrx::check_for_interrupts!();
+                partitions.push(self.build(&new.name, Indexes::Now)?);
+            }
+            let alone = rows_move || wanted.iter().any(|(new, ..)| self.is_current(new));
+            self.lock_others(
+                scope,
+                if alone {
+                    Some(Mode::AccessExclusive)
+                } else if wanted.iter().any(|(new, ..)| self.may_be_written(new)) {
+                    Some(Mode::ShareRowExclusive)
+                } else {
+                    None
+                },
+            );
+            for ((new, lower, upper), partition) in wanted.iter().zip(&partitions) {
+                let name = quote_qualified_identifier(&self.table.schema, &new.name);
+                // Looked at again under the lock: a row that came meanwhile belongs into the new partition too.
+                if self.default_has_pages() && self.waiting_rows(lower, upper)? > 0 {
+                    if !alone {
+                        return Err(Error::LockNotAvailable {
+                            table: self.table.qualified(),
+                            waited_ms: 0,
+                        });
+                    }
+                    self.move_rows(&name, lower, upper)?;
+                }
+                self.attach(*partition, &name, &self.range_clause(new)?)?;
+            }
+            Ok(partitions)
+        })
+    }
+
+    /// FOR VALUES … of a partition.
+    pub fn range_clause(&self, new: &NewPartition) -> Result<String> {
+        Ok(format!(
+            "FOR VALUES FROM ({}) TO ({})",
+            spi::quote_literal(self.calendar.literal(new.lower)?),
+            spi::quote_literal(self.calendar.literal(new.upper)?),
+        ))
+    }
+
+    /// Makes a table a partition. What ATTACH locks must be locked.
+    pub fn attach(&self, partition: Oid, qualified: &str, clause: &str) -> Result<()> {
+        for (name, definition) in &self.unvalidated {
             spi::execute(
-                &format!(
-                    "ALTER TABLE {} ATTACH PARTITION {name} FOR VALUES FROM ({}) TO ({})",
-                    self.table.qualified(),
-                    spi::quote_literal(&lower),
-                    spi::quote_literal(&upper),
-                ),
+                &format!("ALTER TABLE {qualified} ADD CONSTRAINT {name} {definition}"),
                 &[],
             )?;
-            self.copy_replica_identity(partition, &name)?;
-            Ok(partition)
-        })
+        }
+        spi::execute(
+            &format!(
+                "ALTER TABLE {} ATTACH PARTITION {qualified} {clause}",
+                self.table.qualified()
+            ),
+            &[],
+        )?;
+        self.copy_replica_identity(partition, qualified)
     }
 
     /// Makes the default partition. The table must be locked.
     pub fn make_default(&self, scope: &Scope) -> Result<Oid> {
         let name = partition_name(&self.table.name, "default");
         identity::as_role(self.table.owner, || {
-            let partition = self.build(&name)?;
+            let partition = self.build(&name, Indexes::Now)?;
             let name = quote_qualified_identifier(&self.table.schema, &name);
-            self.lock_others(scope, false);
-            spi::execute(
-                &format!(
-                    "ALTER TABLE {} ATTACH PARTITION {name} DEFAULT",
-                    self.table.qualified()
-                ),
-                &[],
-            )?;
-            self.copy_replica_identity(partition, &name)?;
+            self.lock_others(scope, None);
+            self.attach(partition, &name, "DEFAULT")?;
             Ok(partition)
         })
     }
@@ -183,7 +221,7 @@ impl<'a> Maker<'a> {
     }
 
     /// A table like the parent, owned by its owner, closed to everybody else.
-    fn build(&self, name: &str) -> Result<Oid> {
+    pub fn build(&self, name: &str, indexes: Indexes) -> Result<Oid> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Err(Error::NameTooLong(name.to_owned()));
         }
@@ -194,14 +232,24 @@ impl<'a> Maker<'a> {
                 hint: "Rename that relation, or give a new partition another name with audit_db.create_partition.",
             });
         }
+        let excluding = match indexes {
+            Indexes::Now => "",
+            Indexes::Later => " EXCLUDING INDEXES",
+        };
         spi::execute(
             &format!(
-                "CREATE TABLE {qualified} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY){}",
+                "CREATE TABLE {qualified} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY{excluding}){}",
                 self.table.qualified(),
                 self.clauses
             ),
             &[],
         )?;
+        for (constraint, _) in &self.unvalidated {
+            spi::execute(
+                &format!("ALTER TABLE {qualified} DROP CONSTRAINT {constraint}"),
+                &[],
+            )?;
+        }
         for (column, sequence) in &self.identity {
             spi::execute(
                 &format!(
@@ -235,15 +283,16 @@ impl<'a> Maker<'a> {
         Ok(partition)
     }
 
-    /// Locks what ATTACH locks beside the table, with one deadline for all, so that writers wait no longer than that.
+    /// Locks what ATTACH locks beside the table, with one deadline for all, so that nobody waits longer than that.
     ///
-    /// When rows move, nobody may be in between: a query that has already read the list of partitions and then waits for the
-    /// default would find the rows neither there nor in the partition that it does not know, and an INSERT would be refused by
-    /// the default's new constraint. Hence the lock on the table, also for the current period, whose events may arrive just now.
-    fn lock_others(&self, scope: &Scope, alone: bool) {
+    /// Somebody else in between would meet trouble. A query that has already read the list of partitions and then waits for the
+    /// default would find rows that move neither there nor in the partition that it does not know: hence ACCESS EXCLUSIVE on the
+    /// table where rows move, and for the current period, whose events may arrive just now. An INSERT that waits for the default
+    /// would be refused by the default's new constraint: hence SHARE ROW EXCLUSIVE for periods that events may be dated in.
+    pub fn lock_others(&self, scope: &Scope, on_table: Option<Mode>) {
         let deadline = Deadline::start(scope, settings::lock_timeout());
-        if alone {
-            deadline.lock(self.table.oid, Mode::AccessExclusive);
+        if let Some(mode) = on_table {
+            deadline.lock(self.table.oid, mode);
         }
         for referenced in &self.referenced {
             deadline.lock(*referenced, Mode::ShareRowExclusive);
@@ -254,19 +303,34 @@ impl<'a> Maker<'a> {
         deadline.arm();
     }
 
-    /// An error when the default partition is too full for ATTACH's scan of it.
-    fn check_waiting_rows(&self) -> Result<()> {
-        match waiting_positions(self.table, self.managed, &self.calendar)? {
-            Some(_) => Ok(()),
-            None => Err(Error::WaitingRows {
-                default: self
-                    .table
-                    .default
-                    .as_ref()
-                    .map(|default| self.table.qualified_partition(default))
-                    .unwrap_or_default(),
-                limit: WAITING_LIMIT,
-            }),
+    fn default_has_pages(&self) -> bool {
+        self.table
+            .default
+            .as_ref()
+            .is_some_and(|default| !catalog::has_no_pages(default.oid))
+    }
+
+    /// An error when the default partition is too large for ATTACH's scan of it, or does not belong to the table's owner.
+    fn check_default(&self) -> Result<()> {
+        let Some(default) = &self.table.default else {
+            return Ok(());
+        };
+        require_same_owner(self.table, default)?;
+        if waiting::is_large(default.oid) {
+            return Err(self.too_many_rows());
+        }
+        Ok(())
+    }
+
+    fn too_many_rows(&self) -> Error {
+        Error::WaitingRows {
+            default: self
+                .table
+                .default
+                .as_ref()
+                .map(|default| self.table.qualified_partition(default))
+                .unwrap_or_default(),
+            limit: MOVED_LIMIT,
         }
     }
 
@@ -279,6 +343,15 @@ impl<'a> Maker<'a> {
                 .is_some_and(|now| (new.lower..new.upper).contains(&now))
     }
 
+    /// Whether an event may be written into the range while the partition is made, and then goes to the default partition.
+    fn may_be_written(&self, new: &NewPartition) -> bool {
+        self.table.default.is_some()
+            && self
+                .calendar
+                .position_at(clock::wall().saturating_add(AHEAD_MICROS))
+                .is_none_or(|latest| new.lower < latest)
+    }
+
     fn in_range(&self, lower: &str, upper: &str) -> String {
         let column = quote_identifier(&self.table.column);
         format!(
@@ -288,24 +361,28 @@ impl<'a> Maker<'a> {
         )
     }
 
-    /// Whether the default partition holds rows of a range.
-    fn rows_wait(&self, lower: &str, upper: &str) -> Result<bool> {
+    /// Rows of a range in the default partition; an error where there are too many to move.
+    fn waiting_rows(&self, lower: &str, upper: &str) -> Result<i64> {
         let Some(default) = &self.table.default else {
-            return Ok(false);
+            return Ok(0);
         };
-        if catalog::has_no_pages(default.oid) {
-            return Ok(false);
-        }
-        let found = spi::rows(
+        let rows = spi::rows(
             &format!(
-                "SELECT 1 FROM {} WHERE {} LIMIT 1",
+                "SELECT pg_catalog.count(*) FROM (SELECT FROM {} WHERE {} LIMIT {}) waiting",
                 self.table.qualified_partition(default),
-                self.in_range(lower, upper)
+                self.in_range(lower, upper),
+                MOVED_LIMIT + 1
             ),
             &[],
-            |row| row.get::<i32>(1),
-        )?;
-        Ok(!found.is_empty())
+            |row| row.get::<i64>(1),
+        )?
+        .pop()
+        .flatten()
+        .unwrap_or(0);
+        if rows > MOVED_LIMIT {
+            return Err(self.too_many_rows());
+        }
+        Ok(rows)
     }
 
     /// Brings the rows of a range from the default into the new table. Table and default are locked.
@@ -315,9 +392,7 @@ impl<'a> Maker<'a> {
         };
         let source = self.table.qualified_partition(default);
         let range = self.in_range(lower, upper);
-        // Others may have filled it until the lock was ours.
-        self.check_waiting_rows()?;
-        if let Some(reason) = why_not_movable(default.oid)? {
+        if let Some(reason) = waiting::why_not_movable(default.oid)? {
             return Err(Error::CannotMove {
                 default: source,
                 reason,
@@ -452,48 +527,25 @@ fn identity_columns(table: Oid) -> Result<Vec<(String, String)>> {
         .collect())
 }
 
-/// Why rows must not be deleted from a default partition, if so: somebody would see the deletion.
-fn why_not_movable(default: Oid) -> Result<Option<&'static str>> {
-    #[cfg(feature = "pg14")]
-    const SCHEMA_PUBLISHED: &str = "false";
-    #[cfg(not(feature = "pg14"))]
-    const SCHEMA_PUBLISHED: &str = "EXISTS (SELECT FROM pg_catalog.pg_publication_namespace pn
-                                  JOIN pg_catalog.pg_class c ON c.relnamespace = pn.pnnspid
-                                 WHERE c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)))";
-    let row = spi::rows(
-        &format!(
-            "WITH part AS (SELECT relid FROM pg_catalog.pg_partition_tree($1))
-             SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid IN (TABLE part) AND NOT tgisinternal),
-                    EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE confrelid IN (TABLE part) AND contype = 'f'),
-                    EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class IN (TABLE part)),
-                    EXISTS (SELECT FROM pg_catalog.pg_publication WHERE puballtables)
-                    OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel
-                                WHERE prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)
-                                                  UNION ALL TABLE part))
-                    OR {SCHEMA_PUBLISHED}"
-        ),
-        &[default.into()],
-        |row| {
-            Ok([
-                row.get::<bool>(1)?,
-                row.get::<bool>(2)?,
-                row.get::<bool>(3)?,
-                row.get::<bool>(4)?,
-            ])
-        },
+/// Partitions that one transaction may make: their locks take up a quarter of the lock table at most.
+pub fn room_in_lock_table(table: &Table) -> usize {
+    let (capacity, ..) = lock::table_capacity();
+    // Each with its TOAST table and that table's index.
+    let each = 3 + i64::from(table.index_count);
+    usize::try_from(capacity / 4 / each).unwrap_or(0).max(1)
+}
+
+/// Columns whose values can be copied from one table to another with the same columns: quoted, without generated ones.
+pub fn columns(table: Oid) -> Result<Vec<String>> {
+    Ok(spi::rows(
+        "SELECT pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute
+          WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+        &[table.into()],
+        |row| row.get::<String>(1),
     )?
-    .pop()
-    .unwrap_or_default();
-    let reasons = [
-        "It bears triggers, which would see the rows being deleted.",
-        "Foreign keys refer to it.",
-        "It bears rules.",
-        "It is published for logical replication, which would delete the rows at the subscribers.",
-    ];
-    Ok(row
-        .into_iter()
-        .zip(reasons)
-        .find_map(|(found, reason)| found.unwrap_or(false).then_some(reason)))
+    .into_iter()
+    .flatten()
+    .collect())
 }
 
 /// What is done to a partition is done as the table's owner, who must be its owner too.
@@ -504,85 +556,5 @@ pub fn require_same_owner(table: &Table, partition: &Partition) -> Result<()> {
     Err(Error::OtherOwner {
         partition: table.qualified_partition(partition),
         owner: quote_identifier(identity::role_name(table.owner)),
-    })
-}
-
-/// The local times within which the worker makes partitions for waiting rows: nothing that has expired, nothing absurd.
-pub fn window(
-    managed: &Managed,
-    calendar: &Calendar,
-) -> Option<(Option<NaiveDateTime>, NaiveDateTime)> {
-    let now = calendar.local_at(clock::transaction_start())?;
-    let earliest = managed
-        .retention
-        .and_then(|retention| retention.before(now));
-    Some((earliest, settings::max_future().after(now)?))
-}
-
-/// Positions of the rows that wait in the default partition for a month that may be made. `None`: more than can be moved, or a
-/// default so large that ATTACH's scan of it would be felt. Rows of absurd times stay there for good and do not count.
-pub fn waiting_positions(
-    table: &Table,
-    managed: &Managed,
-    calendar: &Calendar,
-) -> Result<Option<Vec<i64>>> {
-    let Some(default) = &table.default else {
-        return Ok(Some(Vec::new()));
-    };
-    let Some((earliest, latest)) = window(managed, calendar) else {
-        return Ok(Some(Vec::new()));
-    };
-    let name = table.qualified_partition(default);
-    let column = quote_identifier(&table.column);
-    let day = |local: NaiveDateTime| calendar.position(local.date().and_time(NaiveTime::MIN));
-    let literal =
-        |position: Option<i64>| position.and_then(|position| calendar.literal(position).ok());
-    // From the start of the first period that may be made.
-    let lower = literal(earliest.and_then(|local| day(managed.interval.floor(local)?)));
-    let upper = literal(latest.checked_add_days(Days::new(1)).and_then(day));
-    let (cast, instant) = match table.key {
-        catalog::KeyType::Timestamptz => ("timestamptz", true),
-        catalog::KeyType::Timestamp | catalog::KeyType::Date => ("timestamp", false),
-    };
-    let bound = |operator, literal: Option<String>| {
-        literal.map_or(String::new(), |text| {
-            format!(" AND {column} {operator} {}", spi::quote_literal(text))
-        })
-    };
-    require_same_owner(table, default)?;
-    if catalog::has_no_pages(default.oid) {
-        return Ok(Some(Vec::new()));
-    }
-    identity::as_role(table.owner, || {
-        let size = spi::rows(
-            "SELECT pg_catalog.pg_relation_size($1::pg_catalog.regclass)",
-            &[default.oid.into()],
-            |row| row.get::<i64>(1),
-        )?
-        .pop()
-        .flatten()
-        .unwrap_or(0);
-        if size > DEFAULT_BYTES_LIMIT {
-            return Ok(None);
-        }
-        let positions = spi::rows(
-            &format!(
-                "SELECT {column}::pg_catalog.{cast} FROM {name}
-                  WHERE pg_catalog.isfinite({column}){}{} LIMIT {}",
-                bound(">=", lower),
-                bound("<", upper),
-                WAITING_LIMIT + 1
-            ),
-            &[],
-            |row| {
-                Ok(if instant {
-                    row.get::<TimestampWithTimeZone>(1)?.map(i64::from)
-                } else {
-                    row.get::<Timestamp>(1)?.map(i64::from)
-                })
-            },
-        )?;
-        Ok((positions.len() as i64 <= WAITING_LIMIT)
-            .then(|| positions.into_iter().flatten().collect()))
     })
 }

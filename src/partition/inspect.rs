@@ -10,7 +10,7 @@ use chrono::{Datelike, NaiveDateTime};
 use pgrx::pg_sys::Oid;
 
 /// One partition; `range` is `None` for the default.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     pub oid: Oid,
     pub name: String,
@@ -18,7 +18,7 @@ pub struct Partition {
 }
 
 /// A table partitioned by range on one column that audit_db understands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     pub oid: Oid,
     pub schema: String,
@@ -34,6 +34,8 @@ pub struct Table {
     pub replica_identity: String,
     /// An index of the table that is not valid, as while a restore is going on.
     pub invalid_index: Option<String>,
+    /// How many indexes it has, valid or not.
+    pub index_count: i32,
     /// All partitions but the default, in the order of their ranges.
     pub partitions: Vec<Partition>,
     pub default: Option<Partition>,
@@ -56,6 +58,7 @@ struct Raw {
     force_row_security: bool,
     replica_identity: String,
     invalid_index: Option<String>,
+    index_count: i32,
 }
 
 const FACTS: &str = "
@@ -66,7 +69,8 @@ SELECT c.relkind::text, c.relpersistence::text, n.nspname::text, c.relname::text
        c.relrowsecurity, c.relforcerowsecurity, c.relreplident::text,
        (SELECT pg_catalog.quote_ident(ic.relname)
           FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
-         WHERE i.indrelid = c.oid AND NOT i.indisvalid LIMIT 1)
+         WHERE i.indrelid = c.oid AND NOT i.indisvalid LIMIT 1),
+       (SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid)
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid
@@ -91,6 +95,7 @@ fn raw(oid: Oid) -> Result<Raw> {
             force_row_security: row.get(13)?.unwrap_or(false),
             replica_identity: row.get(14)?.unwrap_or_default(),
             invalid_index: row.get(15)?,
+            index_count: row.get(16)?.unwrap_or(0),
         })
     })?
     .pop()
@@ -156,6 +161,7 @@ impl Table {
             force_row_security: raw.force_row_security,
             replica_identity: raw.replica_identity,
             invalid_index: raw.invalid_index,
+            index_count: raw.index_count,
             partitions,
             default,
         })
@@ -202,6 +208,10 @@ impl Calendar {
             zone: NamedZone::named(zone)?,
             key,
         })
+    }
+
+    pub const fn key(&self) -> KeyType {
+        self.key
     }
 
     /// Local time in the zone at an instant.

@@ -4,49 +4,212 @@ use crate::error::{Error, Result};
 use crate::partition::create::{self, Maker};
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::{self, Managed};
+use crate::partition::waiting::{self, MOVED_LIMIT, Waiting};
 use crate::partition::{events, retire, steps};
 use crate::pg::guc::Scope;
 use crate::pg::spi;
-use crate::pg::{clock, identity, xact};
-use audit_db_core::partition_plan::{self, Facts, NewPartition, Placement, Policy, Zone};
+use crate::pg::{catalog, clock, identity, xact};
+use crate::settings;
+use audit_db_core::partition_plan::{self, Facts, NewPartition, Placement, Policy};
 use pgrx::pg_sys::Oid;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
-/// Partitions made in one run of the worker.
+/// Partitions made in one run of the worker; where more are missing the next run follows at once.
 const MADE_IN_A_RUN: usize = 24;
+
+/// A restored table whose indexes do not come is looked after all the same after this time.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(86_400);
+
+/// The log is purged, and the clock written down, this often at most.
+const BETWEEN_RECORDS: Duration = Duration::from_secs(60);
+
+/// What a worker remembers from cycle to cycle: since when something has been as it should not be.
+pub struct Memory {
+    since: HashMap<(Oid, Fault), Instant>,
+    /// Nobody can have begun anything before the first cycle that is still going on after it.
+    first_cycle: bool,
+    /// When the log was last purged and the clock written down.
+    records: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Fault {
+    InvalidIndex,
+    PendingDetach,
+    Restoring,
+}
+
+impl Memory {
+    pub fn new() -> Self {
+        Self {
+            since: HashMap::new(),
+            first_cycle: true,
+            records: None,
+        }
+    }
+
+    /// Whether it is a minute or more since the last time.
+    pub fn is_time_for_records(&mut self) -> bool {
+        let due = self
+            .records
+            .is_none_or(|last| last.elapsed() >= BETWEEN_RECORDS);
+        if due {
+            self.records = Some(Instant::now());
+        }
+        due
+    }
+
+    pub fn cycle_ended(&mut self) {
+        self.first_cycle = false;
+    }
+
+    /// How long a fault has lasted; `None` when there is none.
+    fn lasted(&mut self, table: Oid, fault: Fault, is_there: bool) -> Option<Duration> {
+        if is_there {
+            let since = self
+                .since
+                .entry((table, fault))
+                .or_insert_with(Instant::now);
+            Some(since.elapsed())
+        } else {
+            self.since.remove(&(table, fault));
+            None
+        }
+    }
+}
+
+/// What a table's turn came to.
+#[derive(Default)]
+pub struct Turn {
+    pub error: Option<Error>,
+    /// There is work for the slow worker.
+    pub slow: bool,
+    /// There is more to do at once.
+    pub more: bool,
+}
+
+/// What is to be done for a table.
+struct Survey {
+    name: String,
+    /// Partitions without the row security that the table has.
+    side_doors: bool,
+    lacks_default: bool,
+    due: Result<Due>,
+    expired: Result<bool>,
+    pending: bool,
+    /// Something of an exchange, or of a detach, is unfinished or going on.
+    unfinished: bool,
+    invalid_index: Option<String>,
+    restoring: Option<Error>,
+    /// Complete here with this number of indexes, which is not what is on record.
+    complete: Option<i32>,
+}
+
+/// Partitions to make.
+#[derive(Default)]
+struct Due {
+    now: Vec<NewPartition>,
+    /// For some the rows that wait must be copied beforehand.
+    exchange: bool,
+    /// As many as are made in one run.
+    full: bool,
+}
 
 /// Makes partitions ahead, empties the default partition and applies retention. Each step is a transaction; what fails is
 /// recorded and returned, and never keeps the next step from running.
-pub fn table(oid: Oid, clock_moved: Option<i64>) -> Option<Error> {
-    let name = xact::in_transaction(|| Ok(crate::pg::catalog::qualified_name(oid)))
-        .ok()
-        .flatten()
-        .unwrap_or_else(|| oid.to_u32().to_string());
-    let mut last = None;
+pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
+    let mut turn = Turn::default();
+    let survey = match xact::in_transaction(|| survey(oid)) {
+        Ok(Some(survey)) => survey,
+        Ok(None) => return turn,
+        Err(error) => {
+            let name = xact::in_transaction(|| Ok(catalog::qualified_name(oid)));
+            let name = name
+                .ok()
+                .flatten()
+                .unwrap_or_else(|| oid.to_u32().to_string());
+            record("maintenance", &name, &error);
+            turn.error = Some(error);
+            return turn;
+        }
+    };
+    let name = survey.name.clone();
+    let restoring = memory.lasted(oid, Fault::Restoring, survey.restoring.is_some());
+    if let Some(error) = survey.restoring
+        && restoring.is_some_and(|lasted| lasted < RESTORE_PATIENCE)
+    {
+        record("restore", &name, &error);
+        turn.error = Some(error);
+        return turn;
+    }
     let mut check = |event: &str, outcome: Result<()>| {
         if let Err(error) = outcome {
             record(event, &name, &error);
-            last = Some(error);
+            turn.error = Some(error);
         }
     };
-    xact::report_activity(Some(&format!("partitions of {name}")));
-    check("row security", close_side_doors(oid, &name));
-    check("default partition", restore_default(oid, &name));
-    check("create partition", make_missing(oid, &name));
-    let mut failed = None;
-    let retired = retire::expired_of_table(oid, clock_moved, &mut |outcome| {
-        // Recorded by the step itself.
-        if let Some(failure) = outcome.failure {
-            let error = Error::Server(failure);
-            error.warn();
-            failed = Some(error);
+    if let Some(index_count) = survey.complete {
+        let noted = xact::in_transaction(|| managed::note_complete(oid, index_count));
+        check("maintenance", noted);
+    }
+    if survey.side_doors {
+        check("row security", close_side_doors(oid, &name));
+    }
+    if survey.lacks_default {
+        check("default partition", restore_default(oid, &name));
+    }
+    let has_invalid = survey.invalid_index.is_some();
+    let mut exchange = false;
+    match (survey.due, survey.invalid_index) {
+        (Ok(due), Some(index)) if !due.now.is_empty() || due.exchange => {
+            let error = Error::InvalidIndex {
+                table: name.clone(),
+                index,
+            };
+            check("create partition", Err(error));
         }
-        true
-    });
-    check("retention", retired);
-    last.or(failed)
+        (Ok(_), Some(_)) => {}
+        (Ok(due), None) => {
+            exchange = due.exchange;
+            let made = make(oid, &name, due.now);
+            turn.more = due.full && made.is_ok();
+            check("create partition", made);
+        }
+        (Err(error), _) => check("create partition", Err(error)),
+    }
+    let mut failed = None;
+    match survey.expired {
+        Ok(false) => {}
+        Ok(true) => {
+            let retired = retire::expired_of_table(oid, clock_moved, &mut |outcome| {
+                turn.slow |= outcome.action == retire::QUEUED;
+                // Recorded by the step itself.
+                if let Some(failure) = outcome.failure {
+                    let error = Error::Server(failure);
+                    error.warn();
+                    failed = Some(error);
+                }
+                true
+            });
+            check("retention", retired);
+        }
+        Err(error) => check("retention", Err(error)),
+    }
+    if turn.error.is_none() {
+        turn.error = failed;
+    }
+    // Whoever is in the middle of a staged index or a concurrent detach gets one cycle's time to finish it himself.
+    let interval = settings::maintenance_interval();
+    let pending = memory.lasted(oid, Fault::PendingDetach, survey.pending);
+    let pending = pending.is_some_and(|lasted| lasted >= interval || memory.first_cycle);
+    let invalid = memory.lasted(oid, Fault::InvalidIndex, has_invalid);
+    let invalid = invalid.is_some_and(|lasted| lasted >= interval);
+    turn.slow |= exchange || pending || invalid || survey.unfinished;
+    turn
 }
 
-fn record(event: &str, name: &str, error: &Error) {
+pub fn record(event: &str, name: &str, error: &Error) {
     error.warn();
     let recorded = xact::in_transaction(|| events::failed(event, name, &error.failure()));
     if let Err(error) = recorded {
@@ -54,44 +217,146 @@ fn record(event: &str, name: &str, error: &Error) {
     }
 }
 
-/// The partitions that a table should get now. The default partition's rows are looked at, a few at most.
-fn missing(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Vec<NewPartition>> {
+/// Looks at everything once. What cannot be looked at does not hide the rest.
+fn survey(oid: Oid) -> Result<Option<Survey>> {
+    let Some(managed) = managed::find(oid)? else {
+        return Ok(None);
+    };
+    let table = Table::load(oid)?;
+    let name = table.qualified();
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    let (pending, unfinished, stray_trigger) = unusual(&table)?;
+    let lacks_indexes = table.invalid_index.is_some() || table.index_count < managed.index_count;
+    let at_home = managed.home.as_deref() == Some(managed::home_of(oid).as_str());
+    let restoring = (!at_home && lacks_indexes).then(|| Error::Restoring {
+        table: name.clone(),
+        there: table.index_count - i32::from(table.invalid_index.is_some()),
+        expected: managed.index_count,
+    });
+    let complete = (table.invalid_index.is_none()
+        && restoring.is_none()
+        && (!at_home || table.index_count != managed.index_count))
+        .then_some(table.index_count);
+    let due = if unfinished {
+        // The slow worker is at it, or will clear it away first.
+        Ok(Due::default())
+    } else {
+        xact::in_subtransaction(|| due(&table, &managed, &calendar))
+    };
+    let expired = xact::in_subtransaction(|| {
+        Ok(!retire::expired_partitions(&table, &managed, &calendar).is_empty())
+    });
+    Ok(Some(Survey {
+        name,
+        side_doors: (table.row_security || table.force_row_security)
+            && !open_side_doors(oid)?.is_empty(),
+        lacks_default: managed.default_partition && table.default.is_none() && !unfinished,
+        due,
+        expired,
+        pending,
+        unfinished: unfinished || stray_trigger,
+        invalid_index: table.invalid_index,
+        restoring,
+        complete,
+    }))
+}
+
+/// Whether a detach is pending, something is unfinished, and a trigger of ours is on the default partition.
+fn unusual(table: &Table) -> Result<(bool, bool, bool)> {
+    let default = table
+        .default
+        .as_ref()
+        .map_or(Oid::INVALID, |default| default.oid);
+    Ok(spi::rows(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = $1 AND inhdetachpending),
+                EXISTS (SELECT FROM audit_db.unfinished WHERE parent = $1),
+                EXISTS (SELECT FROM pg_catalog.pg_trigger
+                         WHERE tgrelid = $2 AND tgfoid = 'audit_db.capture_change'::pg_catalog.regproc)",
+        &[table.oid.into(), default.into()],
+        |row| {
+            Ok((
+                row.get::<bool>(1)?.unwrap_or(false),
+                row.get::<bool>(2)?.unwrap_or(false),
+                row.get::<bool>(3)?.unwrap_or(false),
+            ))
+        },
+    )?
+    .pop()
+    .unwrap_or_default())
+}
+
+/// The partitions that a table should get now.
+pub fn missing(
+    table: &Table,
+    managed: &Managed,
+    calendar: &Calendar,
+    waiting: &Waiting,
+    limit: usize,
+) -> Result<Vec<NewPartition>> {
     let no_date = || Error::Internal("the clock shows no calendar date".into());
     let now = calendar
         .local_at(clock::transaction_start())
         .ok_or_else(no_date)?;
-    let (earliest, latest) = create::window(managed, calendar).ok_or_else(no_date)?;
-    let waiting: Vec<_> = create::waiting_positions(table, managed, calendar)?
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|position| calendar.local(position))
-        .collect();
-    let policy = Policy {
-        interval: managed.interval,
-        premake: managed.premake,
-        earliest,
-        latest,
-        limit: MADE_IN_A_RUN,
-    };
+    let (earliest, latest) = waiting::window(managed, calendar).ok_or_else(no_date)?;
     let facts = Facts {
         table: &table.name,
         ranges: &table.ranges(),
         names: &table.names(),
         now,
-        waiting: &waiting,
+        waiting: &waiting.local_times(calendar),
+    };
+    let policy = Policy {
+        interval: managed.interval,
+        premake: managed.premake,
+        earliest,
+        latest,
+        limit,
     };
     Ok(partition_plan::missing(&facts, &policy, calendar))
 }
 
+/// Whether rows of a table's default partition must be copied into their months.
+pub fn wants_exchange(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<bool> {
+    Ok(table.invalid_index.is_none() && due(table, managed, calendar)?.exchange)
+}
+
+/// Which of them can be made at once, and whether the others need their rows copied beforehand.
+fn due(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Due> {
+    let waiting = Waiting::look(table, managed, calendar)?;
+    let planned = missing(table, managed, calendar, &waiting, MADE_IN_A_RUN)?;
+    let full = planned.len() == MADE_IN_A_RUN;
+    let Some(default) = table
+        .default
+        .as_ref()
+        .filter(|default| !planned.is_empty() && !catalog::has_no_pages(default.oid))
+    else {
+        return Ok(Due {
+            now: planned,
+            exchange: false,
+            full,
+        });
+    };
+    if waiting::is_large(default.oid) {
+        return Ok(Due {
+            now: Vec::new(),
+            exchange: true,
+            full: false,
+        });
+    }
+    let movable = waiting::why_not_movable(default.oid)?.is_none();
+    let (now, later): (Vec<_>, Vec<_>) = planned.into_iter().partition(|month| {
+        let rows = waiting.rows_in(month.lower, month.upper);
+        rows == 0 || movable && rows <= MOVED_LIMIT
+    });
+    Ok(Due {
+        now,
+        exchange: !later.is_empty(),
+        full,
+    })
+}
+
 /// Somebody dropped or detached the default partition: without it events outside all months are refused.
 fn restore_default(oid: Oid, name: &str) -> Result<()> {
-    let lacking = steps::in_transactions_with_retries(name, |_scope| {
-        let managed = managed::get(oid)?;
-        Ok(managed.default_partition && Table::load(oid)?.default.is_none())
-    })?;
-    if !lacking {
-        return Ok(());
-    }
     steps::in_transactions_with_retries(name, |scope| {
         let table = create::lock_and_load(scope, oid)?;
         let managed = managed::get(oid)?;
@@ -104,13 +369,7 @@ fn restore_default(oid: Oid, name: &str) -> Result<()> {
     })
 }
 
-fn make_missing(oid: Oid, name: &str) -> Result<()> {
-    let planned = steps::in_transactions_with_retries(name, |_scope| {
-        let managed = managed::get(oid)?;
-        let table = Table::load(oid)?;
-        let calendar = Calendar::new(table.key, &managed.time_zone)?;
-        missing(&table, &managed, &calendar)
-    })?;
+fn make(oid: Oid, name: &str, planned: Vec<NewPartition>) -> Result<()> {
     let mut first_error = None;
     for new in planned {
         let outcome = steps::in_transactions_with_retries(name, |scope| make_one(scope, oid, &new));
@@ -140,7 +399,7 @@ fn make_one(scope: &Scope, oid: Oid, new: &NewPartition) -> Result<()> {
         return Ok(());
     }
     let calendar = Calendar::new(table.key, &managed.time_zone)?;
-    Maker::new(&table, &managed, calendar)?.make(scope, new)?;
+    Maker::new(&table, &managed, calendar)?.make(scope, std::slice::from_ref(new))?;
     events::done(
         "partition created",
         &spi::quote_qualified_identifier(&table.schema, &new.name),
@@ -150,27 +409,7 @@ fn make_one(scope: &Scope, oid: Oid, new: &NewPartition) -> Result<()> {
 
 /// Row security that the table got after its partitions were made.
 fn close_side_doors(oid: Oid, name: &str) -> Result<()> {
-    let open = xact::in_transaction(|| {
-        spi::rows(
-            "SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname),
-                    p.relrowsecurity AND NOT c.relrowsecurity, p.relforcerowsecurity AND NOT c.relforcerowsecurity
-               FROM pg_catalog.pg_inherits h
-               JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
-               JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid
-               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-              WHERE h.inhparent = $1 AND c.relkind IN ('r', 'p')
-                AND (p.relrowsecurity AND NOT c.relrowsecurity OR p.relforcerowsecurity AND NOT c.relforcerowsecurity)",
-            &[oid.into()],
-            |row| {
-                Ok((
-                    row.get::<String>(1)?.unwrap_or_default(),
-                    row.get::<String>(2)?.unwrap_or_default(),
-                    row.get::<bool>(3)?.unwrap_or(false),
-                    row.get::<bool>(4)?.unwrap_or(false),
-                ))
-            },
-        )
-    })?;
+    let open = xact::in_transaction(|| open_side_doors(oid))?;
     for (schema, partition, enable, force) in open {
         steps::in_transactions_with_retries(name, |_scope| {
             let table = Table::load(oid)?;
@@ -188,4 +427,27 @@ fn close_side_doors(oid: Oid, name: &str) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Partitions that lack row security: schema and name, quoted, and which flags to set.
+fn open_side_doors(oid: Oid) -> Result<Vec<(String, String, bool, bool)>> {
+    spi::rows(
+            "SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.quote_ident(c.relname),
+                    p.relrowsecurity AND NOT c.relrowsecurity, p.relforcerowsecurity AND NOT c.relforcerowsecurity
+               FROM pg_catalog.pg_inherits h
+               JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
+               JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              WHERE h.inhparent = $1 AND c.relkind IN ('r', 'p')
+                AND (p.relrowsecurity AND NOT c.relrowsecurity OR p.relforcerowsecurity AND NOT c.relforcerowsecurity)",
+            &[oid.into()],
+            |row| {
+                Ok((
+                    row.get::<String>(1)?.unwrap_or_default(),
+                    row.get::<String>(2)?.unwrap_or_default(),
+                    row.get::<bool>(3)?.unwrap_or(false),
+                    row.get::<bool>(4)?.unwrap_or(false),
+                ))
+            },
+    )
 }

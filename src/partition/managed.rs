@@ -21,6 +21,10 @@ pub struct Managed {
     pub default_partition: bool,
     /// What new partitions get; without it, what their newest sibling has.
     pub storage_parameters: Option<Vec<String>>,
+    /// Indexes that the table had when it was last seen complete.
+    pub index_count: i32,
+    /// The server, database and table that the row was written for.
+    pub home: Option<String>,
     /// The transaction that wrote the row.
     pub written_by: TransactionId,
 }
@@ -45,7 +49,7 @@ pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 const COLUMNS: &str = "SELECT partition_interval, premake, retention, retention_action,
-       time_zone, storage_parameters, xmin, default_partition FROM audit_db.managed_tables";
+       time_zone, storage_parameters, xmin, default_partition, index_count, home FROM audit_db.managed_tables";
 
 pub fn find(table: Oid) -> Result<Option<Managed>> {
     let found = spi::rows(
@@ -61,11 +65,25 @@ pub fn find(table: Oid) -> Result<Option<Managed>> {
                 row.get::<Vec<String>>(6)?,
                 row.get::<TransactionId>(7)?,
                 row.get::<bool>(8)?,
+                row.get::<i32>(9)?,
+                row.get::<String>(10)?,
             ))
         },
     )?
     .pop();
-    let Some((interval, premake, retention, action, zone, storage, xmin, default)) = found else {
+    let Some((
+        interval,
+        premake,
+        retention,
+        action,
+        zone,
+        storage,
+        xmin,
+        default,
+        index_count,
+        home,
+    )) = found
+    else {
         return Ok(None);
     };
     let unreadable =
@@ -84,6 +102,8 @@ pub fn find(table: Oid) -> Result<Option<Managed>> {
         time_zone: zone.ok_or_else(unreadable)?,
         default_partition: default.unwrap_or(true),
         storage_parameters: storage,
+        index_count: index_count.unwrap_or(0),
+        home,
         written_by: xmin.unwrap_or(TransactionId::INVALID),
     }))
 }
@@ -99,30 +119,56 @@ pub fn get(table: Oid) -> Result<Managed> {
 
 /// All managed tables that exist, in the order in which they were taken over.
 pub fn oids() -> Result<Vec<Oid>> {
+    Ok(all()?
+        .into_iter()
+        .filter_map(|(oid, exists)| exists.then_some(oid))
+        .collect())
+}
+
+/// The same for the worker, which forgets tables that were dropped.
+pub fn oids_without_dropped() -> Result<Vec<Oid>> {
+    let (there, dropped): (Vec<_>, Vec<_>) = all()?.into_iter().partition(|(_, exists)| *exists);
+    for (table, _) in dropped {
+        forget(table)?;
+    }
+    Ok(there.into_iter().map(|(oid, _)| oid).collect())
+}
+
+fn all() -> Result<Vec<(Oid, bool)>> {
     Ok(spi::rows(
-        "SELECT m.parent::pg_catalog.oid FROM audit_db.managed_tables m
-          WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.parent)
+        "SELECT m.parent::pg_catalog.oid, c.oid IS NOT NULL
+           FROM audit_db.managed_tables m
+           LEFT JOIN pg_catalog.pg_class c ON c.oid = m.parent AND c.relkind = 'p'
           ORDER BY m.managed_since, m.parent",
         &[],
-        |row| row.get::<Oid>(1),
+        |row| Ok((row.get::<Oid>(1)?, row.get::<bool>(2)?.unwrap_or(false))),
     )?
     .into_iter()
-    .flatten()
+    .filter_map(|(oid, exists)| Some((oid?, exists)))
     .collect())
 }
 
-/// Forgets tables that were dropped. For the worker.
-pub fn forget_dropped() -> Result<()> {
-    let dropped = spi::rows(
-        "SELECT m.parent::pg_catalog.oid FROM audit_db.managed_tables m
-          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.parent AND c.relkind = 'p')",
-        &[],
-        |row| row.get::<Oid>(1),
-    )?;
-    for table in dropped.into_iter().flatten() {
-        forget(table)?;
-    }
-    Ok(())
+/// Where a row of the settings belongs: what is restored from a dump comes to another server, database or table.
+pub fn home_of(table: Oid) -> String {
+    format!(
+        "{}/{}/{}",
+        identity::system_identifier(),
+        identity::my_database().to_u32(),
+        table.to_u32()
+    )
+}
+
+/// Remembers that a table is complete here, with so many indexes.
+pub fn note_complete(table: Oid, index_count: i32) -> Result<()> {
+    let home = home_of(table);
+    as_extension_owner(|| {
+        spi::execute(
+            "UPDATE audit_db.managed_tables SET index_count = $2, home = $3
+              WHERE parent = $1::pg_catalog.regclass",
+            &[table.into(), index_count.into(), home.as_str().into()],
+        )?;
+        Ok(())
+    })
 }
 
 /// What `manage_table` was told, checked.
@@ -137,16 +183,18 @@ pub struct Wanted {
 }
 
 /// Writes the settings of a table.
-pub fn save(table: Oid, wanted: &Wanted) -> Result<()> {
+pub fn save(table: Oid, index_count: i32, wanted: &Wanted) -> Result<()> {
+    let home = home_of(table);
     as_extension_owner(|| {
         spi::execute(
             "INSERT INTO audit_db.managed_tables AS m (parent, partition_interval, premake, retention, retention_action,
-                    time_zone, default_partition, storage_parameters)
-             VALUES ($1::pg_catalog.regclass, $2, $3, $4, $5, $6, $7, $8)
+                    time_zone, default_partition, storage_parameters, index_count, home)
+             VALUES ($1::pg_catalog.regclass, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              ON CONFLICT (parent) DO UPDATE SET (partition_interval, premake, retention, retention_action, time_zone,
-                    default_partition, storage_parameters)
+                    default_partition, storage_parameters, index_count, home)
                   = ROW (excluded.partition_interval, excluded.premake, excluded.retention, excluded.retention_action,
-                         excluded.time_zone, excluded.default_partition, excluded.storage_parameters)",
+                         excluded.time_zone, excluded.default_partition, excluded.storage_parameters,
+                         excluded.index_count, excluded.home)",
             &[
                 table.into(),
                 wanted.interval.name().into(),
@@ -156,6 +204,8 @@ pub fn save(table: Oid, wanted: &Wanted) -> Result<()> {
                 wanted.time_zone.as_str().into(),
                 wanted.default_partition.into(),
                 wanted.storage_parameters.clone().into(),
+                index_count.into(),
+                home.as_str().into(),
             ],
         )?;
         Ok(())

@@ -2,9 +2,15 @@
 //! from the plan to DDL under a lock timeout (`create`, `retire`).
 
 pub mod create;
+pub mod detach;
 pub mod events;
+pub mod exchange;
+pub mod indexes;
 pub mod inspect;
 pub mod maintain;
 pub mod managed;
+pub mod repair;
 pub mod retire;
 pub mod steps;
+pub mod unfinished;
+pub mod waiting;

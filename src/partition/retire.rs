@@ -4,7 +4,7 @@ use crate::error::{Error, Failure, Result};
 use crate::partition::create::{require_same_owner, revoke_from_others};
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::managed::{self, Managed};
-use crate::partition::{events, steps};
+use crate::partition::{detach, events, steps};
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
@@ -38,6 +38,8 @@ struct Expired {
 
 struct Plan {
     name: String,
+    /// Without a default partition the server can detach while others use the table.
+    concurrently: bool,
     action: RetentionAction,
     expired: Vec<Expired>,
     /// Why nothing may go now.
@@ -45,10 +47,12 @@ struct Plan {
 }
 
 /// Where the steps run.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// In transactions of their own: in a worker.
+    /// In transactions of their own: in a worker that others wait for, so what would wait for others is left to the slow one.
     Worker,
+    /// In the slow worker.
+    Slow,
     /// In subtransactions of the session: where the library is not preloaded.
     Session,
 }
@@ -56,7 +60,7 @@ enum Place {
 impl Place {
     fn step<T>(self, table: &str, step: impl FnMut(&Scope) -> Result<T>) -> Result<T> {
         match self {
-            Self::Worker => steps::in_transactions_with_retries(table, step),
+            Self::Worker | Self::Slow => steps::in_transactions_with_retries(table, step),
             Self::Session => steps::with_retries(table, step),
         }
     }
@@ -94,6 +98,15 @@ pub fn expired_of_table(
     apply(Place::Worker, table, clock_moved, emit)
 }
 
+/// The same from the slow worker.
+pub fn expired_slowly(
+    table: Oid,
+    clock_moved: Option<i64>,
+    emit: &mut dyn FnMut(Outcome) -> bool,
+) -> Result<()> {
+    apply(Place::Slow, table, clock_moved, emit)
+}
+
 /// The same in the caller's transaction.
 pub fn expired_in_session(table: Oid, emit: &mut dyn FnMut(Outcome) -> bool) -> Result<()> {
     apply(Place::Session, table, None, emit)
@@ -106,7 +119,10 @@ fn apply(
     emit: &mut dyn FnMut(Outcome) -> bool,
 ) -> Result<()> {
     let planned = place.step("", |_| plan(table, clock_moved))?;
-    let Some(plan) = planned else { return Ok(()) };
+    // Beside a default partition nothing can be detached concurrently: that is the other worker's.
+    let Some(plan) = planned.filter(|plan| plan.concurrently || place != Place::Slow) else {
+        return Ok(());
+    };
     if let Some(error) = &plan.suspended {
         let failure = error.failure();
         place.step(&plan.name, |_| {
@@ -133,18 +149,25 @@ fn apply(
             outcome.action = deferred(limit);
         } else if failed >= FAILURES_LIMIT || locked >= LOCKED_LIMIT {
             outcome.action = "deferred: too many others failed in this run".to_owned();
+        } else if plan.concurrently && place == Place::Worker {
+            outcome.action = QUEUED.to_owned();
+            removed += 1;
         } else {
-            let done = place.step(&plan.name, |scope| {
-                let done = retire(scope, table, &expired)?;
-                if done {
-                    events::done(
-                        &format!("partition {}", plan.action.done()),
-                        &expired.outcome.partition,
-                        &format!("retention of {}", plan.name),
-                    )?;
-                }
-                Ok(done)
-            });
+            let done = if plan.concurrently && place == Place::Slow {
+                detach::concurrently(table, &plan.name, |table| still_expired(table, &expired))
+            } else {
+                place.step(&plan.name, |scope| {
+                    let done = retire(scope, table, &expired)?;
+                    if done {
+                        events::done(
+                            &format!("partition {}", plan.action.done()),
+                            &expired.outcome.partition,
+                            &format!("retention of {}", plan.name),
+                        )?;
+                    }
+                    Ok(done)
+                })
+            };
             match done {
                 Ok(true) => {
                     outcome.action = plan.action.done().to_owned();
@@ -174,6 +197,9 @@ fn apply(
     }
     Ok(())
 }
+
+/// What is left to the slow worker.
+pub const QUEUED: &str = "queued";
 
 /// Failures of one run after which it leaves the table to the next.
 const FAILURES_LIMIT: usize = 10;
@@ -234,6 +260,7 @@ fn plan(table: Oid, clock_moved: Option<i64>) -> Result<Option<Plan>> {
     };
     Ok(Some(Plan {
         name: table.qualified(),
+        concurrently: table.default.is_none(),
         action: managed.action,
         expired,
         suspended,
@@ -310,41 +337,58 @@ fn holds_future_event(table: &Table, calendar: &Calendar) -> Result<bool> {
 fn retire(scope: &Scope, oid: Oid, expired: &Expired) -> Result<bool> {
     let deadline = Deadline::start(scope, settings::lock_timeout());
     deadline.lock(oid, Mode::AccessExclusive);
-    let Some(managed) = managed::find(oid)? else {
-        return Ok(false);
-    };
     let table = Table::load(oid)?;
-    let calendar = Calendar::new(table.key, &managed.time_zone)?;
-    let still = expired_partitions(&table, &managed, &calendar)
-        .into_iter()
-        .find(|partition| partition.oid == expired.oid && partition.range == Some(expired.range));
-    let Some(partition) = still else {
+    let Some((partition, action)) = still_expired(&table, expired)? else {
         return Ok(false);
     };
     if let Some(default) = &table.default {
         deadline.lock(default.oid, Mode::AccessExclusive);
     }
     deadline.lock(partition.oid, Mode::AccessExclusive);
-    let name = table.qualified_partition(partition);
-    require_same_owner(&table, partition)?;
+    let name = table.qualified_partition(&partition);
+    require_same_owner(&table, &partition)?;
     identity::as_role(table.owner, || {
         spi::execute(
             &format!("ALTER TABLE {} DETACH PARTITION {name}", table.qualified()),
             &[],
         )?;
         deadline.arm();
-        match &managed.action {
-            RetentionAction::Drop => {
-                spi::execute(&format!("DROP TABLE {name}"), &[])?;
-            }
-            RetentionAction::Detach => protect(&table, partition.oid, &name)?,
-            RetentionAction::Archive(schema) => {
-                protect(&table, partition.oid, &name)?;
-                archive(&partition.name, &name, schema)?;
-            }
-        }
+        dispose(&table, partition.oid, &partition.name, &name, &action)?;
         Ok(true)
     })
+}
+
+/// The partition as it is now, and what is to happen to it; `None`: it is gone or no longer expired.
+fn still_expired(table: &Table, expired: &Expired) -> Result<Option<(Partition, RetentionAction)>> {
+    let Some(managed) = managed::find(table.oid)? else {
+        return Ok(None);
+    };
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    Ok(expired_partitions(table, &managed, &calendar)
+        .into_iter()
+        .find(|partition| partition.oid == expired.oid && partition.range == Some(expired.range))
+        .map(|partition| (partition.clone(), managed.action.clone())))
+}
+
+/// What happens to a partition that has just been detached. Runs as the owner.
+pub fn dispose(
+    table: &Table,
+    partition: Oid,
+    name: &str,
+    qualified: &str,
+    action: &RetentionAction,
+) -> Result<()> {
+    match action {
+        RetentionAction::Drop => {
+            spi::execute(&format!("DROP TABLE {qualified}"), &[])?;
+        }
+        RetentionAction::Detach => protect(table, partition, qualified)?,
+        RetentionAction::Archive(schema) => {
+            protect(table, partition, qualified)?;
+            archive(name, qualified, schema)?;
+        }
+    }
+    Ok(())
 }
 
 fn archive(name: &str, qualified: &str, schema: &str) -> Result<()> {

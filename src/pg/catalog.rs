@@ -237,3 +237,62 @@ pub fn has_no_pages(relation: pg_sys::Oid) -> bool {
         empty
     }
 }
+
+/// The role that owns a relation; `None` where it is gone.
+pub fn relation_owner(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: a look-up in the server's cache; the tuple is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID as i32,
+            pg_sys::Datum::from(relation),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
+        pg_sys::ReleaseSysCache(tuple);
+        Some(owner)
+    }
+}
+
+/// Whether a relation is a partition of a table, with a pending detach too.
+pub fn is_partition(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up that returns false for what does not exist.
+    unsafe { pg_sys::get_rel_relispartition(relation) }
+}
+
+/// Whether a relation is an ordinary table.
+pub fn is_plain_table(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up that returns a zero byte for what does not exist.
+    unsafe { pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_RELATION }
+}
+
+/// Size of the rows of a plain table, without indexes and TOAST; 0 where it is gone.
+pub fn size_in_bytes(relation: pg_sys::Oid) -> i64 {
+    // SAFETY: the relation is open and locked while its size is asked for.
+    unsafe {
+        let opened = pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as _);
+        if opened.is_null() {
+            return 0;
+        }
+        let mut pages = 0;
+        if (*(*opened).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION {
+            pages =
+                pg_sys::RelationGetNumberOfBlocksInFork(opened, pg_sys::ForkNumber::MAIN_FORKNUM);
+        }
+        pg_sys::relation_close(opened, pg_sys::AccessShareLock as _);
+        i64::from(pages) * i64::from(pg_sys::BLCKSZ)
+    }
+}
+
+/// Whether values of a type can be hashed to 64 bits.
+pub fn is_hashable(type_oid: pg_sys::Oid) -> bool {
+    // SAFETY: returns an entry of the server's type cache, which lives as long as the process.
+    unsafe {
+        let entry = pg_sys::lookup_type_cache(
+            type_oid,
+            pg_sys::TYPECACHE_HASH_EXTENDED_PROC as std::ffi::c_int,
+        );
+        (*entry).hash_extended_proc != pg_sys::InvalidOid
+    }
+}

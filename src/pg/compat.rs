@@ -82,6 +82,82 @@ pub unsafe fn attribute_map(
     }
 }
 
+pub fn owns_extension(extension: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-ups on OIDs.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        return pg_sys::pg_extension_ownercheck(extension, role);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        return pg_sys::object_ownercheck(pg_sys::ExtensionRelationId, extension, role);
+    }
+}
+
+/// # Safety
+/// The node must be a string node.
+pub unsafe fn string_value(node: *mut pg_sys::Node) -> *const std::ffi::c_char {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        return (*node.cast::<pg_sys::Value>()).val.str_;
+        #[cfg(not(feature = "pg14"))]
+        return (*node.cast::<pg_sys::String>()).sval;
+    }
+}
+
+/// # Safety
+/// The descriptor must be of an open relation with more columns than `index`.
+pub unsafe fn attribute(
+    descriptor: pg_sys::TupleDesc,
+    index: usize,
+) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return (*descriptor).attrs.as_ptr().add(index);
+        #[cfg(feature = "pg18")]
+        return pg_sys::TupleDescAttr(descriptor, index as std::ffi::c_int);
+    }
+}
+
+/// # Safety
+/// `statement` must come from the parser and `source` must be the text it was made from.
+pub unsafe fn analyze_and_rewrite(
+    statement: *mut pg_sys::RawStmt,
+    source: *const std::ffi::c_char,
+) -> *mut pg_sys::List {
+    let none = std::ptr::null_mut();
+    // SAFETY: by contract; the statement takes no parameters.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        return pg_sys::pg_analyze_and_rewrite(statement, source, none, 0, std::ptr::null_mut());
+        #[cfg(not(feature = "pg14"))]
+        return pg_sys::pg_analyze_and_rewrite_fixedparams(
+            statement,
+            source,
+            none,
+            0,
+            std::ptr::null_mut(),
+        );
+    }
+}
+
+/// # Safety
+/// The portal must have been started; the receiver takes whatever it returns.
+pub unsafe fn run_portal(
+    portal: pg_sys::Portal,
+    count: std::ffi::c_long,
+    receiver: *mut pg_sys::DestReceiver,
+) {
+    let none = std::ptr::null_mut();
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::PortalRun(portal, count, true, true, receiver, receiver, none);
+        #[cfg(feature = "pg18")]
+        pg_sys::PortalRun(portal, count, true, receiver, receiver, none);
+    }
+}
+
 /// Partitions inherit the parent's identity from 17 on; before, they need its sequence as their default.
 pub const PARTITIONS_INHERIT_IDENTITY: bool = cfg!(any(feature = "pg17", feature = "pg18"));
 

@@ -1,6 +1,7 @@
 //! Hooks into other people's statements. They let a statement pass without a guard around it, because a guard copies only part
 //! of an error: nothing with a destructor lives across the call, and what can panic is in a guarded function of its own.
 
+use crate::pg::compat;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -13,6 +14,8 @@ static mut LISTENERS: Option<Listeners> = None;
 pub struct Listeners {
     /// Before a command that needs a database without connections, with that database's name; may raise.
     pub database_command: fn(&CStr),
+    /// Before DROP EXTENSION of this extension; may raise.
+    pub drop_extension: fn(),
     /// An extension is being created (`true`) or dropped; must not raise or panic.
     pub extension: fn(bool),
     /// A database may have come or gone; must not raise or panic.
@@ -74,6 +77,7 @@ unsafe extern "C-unwind" fn process_utility(
                 | pg_sys::NodeTag::T_AlterDatabaseStmt
                 | pg_sys::NodeTag::T_CreatedbStmt
                 | pg_sys::NodeTag::T_TransactionStmt
+                | pg_sys::NodeTag::T_DropStmt
         ) {
             before_database_command((*statement).utilityStmt);
         }
@@ -137,6 +141,16 @@ unsafe extern "C-unwind" fn before_database_command(statement: *mut pg_sys::Node
                 let create = statement.cast::<pg_sys::CreatedbStmt>();
                 option(&*create, (*create).options, c"template")
             }
+            pg_sys::NodeTag::T_DropStmt => {
+                let drop = statement.cast::<pg_sys::DropStmt>();
+                if (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                    && names_us((*drop).objects)
+                    && let Some(listeners) = listeners()
+                {
+                    (listeners.drop_extension)();
+                }
+                return;
+            }
             pg_sys::NodeTag::T_TransactionStmt => {
                 let kind = (*statement.cast::<pg_sys::TransactionStmt>()).kind;
                 if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
@@ -154,6 +168,19 @@ unsafe extern "C-unwind" fn before_database_command(statement: *mut pg_sys::Node
         {
             (listeners.database_command)(CStr::from_ptr(name));
         }
+    }
+}
+
+/// Whether a list of extension names holds ours.
+///
+/// # Safety
+/// `names` must be the list of objects of a live DROP EXTENSION statement.
+unsafe fn names_us(names: *mut pg_sys::List) -> bool {
+    // SAFETY: by contract a list of strings.
+    unsafe {
+        pgrx::PgList::<pg_sys::Node>::from_pg(names)
+            .iter_ptr()
+            .any(|name| CStr::from_ptr(compat::string_value(name)) == c"audit_db")
     }
 }
 

@@ -69,8 +69,24 @@ pub fn owns_database(database: pg_sys::Oid) -> bool {
     }
 }
 
+/// Whether the current role may drop the extension, if it is there.
+pub fn owns_extension() -> bool {
+    // SAFETY: catalog look-ups; with missing_ok the first returns InvalidOid instead of raising.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(c"audit_db".as_ptr(), true);
+        extension != pg_sys::InvalidOid
+            && crate::pg::compat::owns_extension(extension, pg_sys::GetUserId())
+    }
+}
+
 /// The database this session is connected to.
 pub fn my_database() -> pg_sys::Oid {
     // SAFETY: reads a variable.
     unsafe { pg_sys::MyDatabaseId }
+}
+
+/// What tells this server from others, also from the one that a dump comes from.
+pub fn system_identifier() -> u64 {
+    // SAFETY: reads shared state that is fixed since the server started.
+    unsafe { pg_sys::GetSystemIdentifier() }
 }

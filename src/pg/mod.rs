@@ -4,14 +4,18 @@
 pub mod catalog;
 pub mod clock;
 pub mod compat;
+pub mod extension;
 pub mod guc;
 pub mod hooks;
 pub mod identity;
 pub mod lock;
 pub mod policy;
 pub mod queue;
+pub mod row_trigger;
 pub mod signal;
+pub mod snapshot;
 pub mod spi;
+pub mod utility;
 pub mod worker;
 pub mod xact;
 

@@ -69,6 +69,13 @@ pub fn start_database_worker(function: &str, slot: usize) -> Option<Handle> {
     start(&mut worker).map(Handle)
 }
 
+/// Starts the slow worker of a database. `None`: no slot is free.
+pub fn start_slow_worker(function: &str, slot: usize) -> Option<Handle> {
+    let mut worker = describe("audit_db slow worker", "audit_db slow worker", function);
+    worker.bgw_main_arg = pg_sys::Datum::from(slot);
+    start(&mut worker).map(Handle)
+}
+
 /// Starts a worker for one piece of work of a session.
 pub fn start_task(
     function: &str,

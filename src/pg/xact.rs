@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::panic::AssertUnwindSafe;
 
 /// Runs `body` and turns whatever the server raises in it into a value. The (sub)transaction around it must be aborted then.
-fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     PgTryBuilder::new(AssertUnwindSafe(body))
         .catch_others(|caught| Err(Error::from_caught(caught)))
         .catch_rust_panic(|caught| Err(Error::from_caught(caught)))
@@ -35,16 +35,37 @@ pub fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
+/// What a worker's transaction is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A step of maintenance: cancelled after ten minutes.
+    Step,
+    /// Work that takes as long as there is data.
+    Long,
+    /// The same, and every statement sees the same state of the database.
+    Snapshot,
+}
+
 /// Runs `body` in a transaction of its own. For background workers, outside any transaction.
 pub fn in_transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    in_transaction_of(Kind::Step, body)
+}
+
+/// The same for other kinds of work than steps.
+pub fn in_transaction_of<T>(kind: Kind, body: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: a worker between transactions; the error path aborts whatever state the transaction is in.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
+        if kind == Kind::Snapshot {
+            pg_sys::XactIsoLevel = pg_sys::XACT_REPEATABLE_READ as c_int;
+        }
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
     let outcome = catch(|| {
-        arm_step_timeout();
+        if kind == Kind::Step {
+            arm_step_timeout();
+        }
         let scope = Scope::new();
         let value = body()?;
         drop(scope);
@@ -85,6 +106,21 @@ fn arm_step_timeout() {
 fn disarm_step_timeout() {
     // SAFETY: disabling a timeout that is not armed is allowed.
     unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+}
+
+/// The next transaction id, and the oldest one that was running for the current snapshot; both count on across wrap-around.
+pub fn next_id() -> u64 {
+    // SAFETY: reads shared state of the server.
+    unsafe { pg_sys::ReadNextFullTransactionId().value }
+}
+
+pub fn oldest_running() -> u64 {
+    let next = next_id();
+    // SAFETY: reads the transaction's snapshot, which exists: workers push one at the start.
+    let xmin = unsafe { (*pg_sys::GetTransactionSnapshot()).xmin };
+    // The snapshot is less than half the id space old, or the server would have stopped giving out ids.
+    let behind = (next as u32).wrapping_sub(xmin.into_inner());
+    next - u64::from(behind)
 }
 
 /// Whether the transaction must not write: a standby, or READ ONLY.

@@ -1,6 +1,8 @@
-//! What audit_db keeps in shared memory. One lock, `workers`; nothing that can raise, wait or call SQL happens under it.
+//! What audit_db keeps in shared memory. Two locks, `workers` and `exchanges`, never held
+//! together; nothing that can raise, wait or call SQL happens under them.
 #![allow(unsafe_code)]
 
+pub mod exchanges;
 pub mod workers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,4 +18,5 @@ pub fn is_preloaded() -> bool {
 pub fn request() {
     PRELOADED.store(true, Ordering::Relaxed);
     workers::request();
+    exchanges::request();
 }

@@ -60,6 +60,14 @@ pub struct Slot {
     pub not_before: i64,
     /// The session that keeps the worker out of its database, for DROP DATABASE and the like.
     pub held_by: i32,
+    /// How long the last cycle took, in microseconds.
+    pub cycle_micros: Option<i64>,
+    /// The process that does what takes long; 0: none.
+    pub slow_pid: i32,
+    /// There is work for such a process.
+    pub slow_wanted: bool,
+    /// The session that keeps it away, for DROP EXTENSION.
+    pub slow_held_by: i32,
     /// Somebody asks for a cycle now.
     pub cycle_wanted: bool,
     /// The worker was asked to leave its database: its end is no failure.
@@ -83,6 +91,10 @@ impl Slot {
         failures: 0,
         not_before: 0,
         held_by: 0,
+        cycle_micros: None,
+        slow_pid: 0,
+        slow_wanted: false,
+        slow_held_by: 0,
         cycle_wanted: false,
         told_to_leave: false,
         finished: false,
@@ -236,24 +248,37 @@ pub fn take_scan_request() -> bool {
     std::mem::take(&mut WORKERS.exclusive().rescan)
 }
 
-/// Keeps the worker of a database away for this session. Returns the worker's pid, 0 where none runs.
-pub fn hold(database: pg_sys::Oid, holder: i32) -> i32 {
+/// Keeps the workers of a database away for this session. Returns those that run now, 0 for none.
+pub fn hold(database: pg_sys::Oid, holder: i32) -> [i32; 2] {
     let mut workers = WORKERS.exclusive();
-    find_or_take(&mut workers, database).map_or(0, |slot| {
+    find_or_take(&mut workers, database).map_or([0; 2], |slot| {
         slot.held_by = holder;
         slot.told_to_leave |= slot.pid != 0;
-        slot.pid
+        [slot.pid, slot.slow_pid]
     })
 }
 
-/// The worker that runs in a database, 0 where none does.
-pub fn pid_in(database: pg_sys::Oid) -> i32 {
+/// Keeps the slow worker of a database away for this session. Returns the one that runs now, 0 for none.
+pub fn hold_slow(database: pg_sys::Oid, holder: i32) -> i32 {
+    let mut workers = WORKERS.exclusive();
+    workers
+        .slots
+        .iter_mut()
+        .find(|slot| slot.state != State::Free && slot.database == database)
+        .map_or(0, |slot| {
+            slot.slow_held_by = holder;
+            slot.slow_pid
+        })
+}
+
+/// The workers that run in a database, 0 for none.
+pub fn pids_in(database: pg_sys::Oid) -> [i32; 2] {
     WORKERS
         .share()
         .slots
         .iter()
         .find(|slot| slot.state != State::Free && slot.database == database)
-        .map_or(0, |slot| slot.pid)
+        .map_or([0; 2], |slot| [slot.pid, slot.slow_pid])
 }
 
 /// Ends every hold of this session. The database may be gone: the launcher looks before it starts a worker.
@@ -264,6 +289,9 @@ pub fn release(holder: i32) {
         for slot in &mut workers.slots {
             if slot.held_by == holder {
                 slot.held_by = 0;
+            }
+            if slot.slow_held_by == holder {
+                slot.slow_held_by = 0;
             }
         }
         workers.launcher
@@ -325,6 +353,59 @@ pub fn claim(index: usize, pid: i32) -> Option<pg_sys::Oid> {
     slot.state = State::Starting;
     slot.started = now;
     Some(slot.database)
+}
+
+/// Asks for the slow worker of a database.
+pub fn want_slow(database: pg_sys::Oid) {
+    let pid = {
+        let mut workers = WORKERS.exclusive();
+        workers
+            .slots
+            .iter_mut()
+            .find(|slot| slot.state != State::Free && slot.database == database)
+            .map_or(0, |slot| {
+                slot.slow_wanted = true;
+                slot.pid
+            })
+    };
+    signal::wake(pid);
+}
+
+/// Whether a slow worker is to be started now; asks once.
+pub fn take_slow_wanted(index: usize) -> bool {
+    update(index, |slot| {
+        let free = slot.slow_pid == 0 && slot.slow_held_by == 0 && slot.held_by == 0;
+        free && std::mem::take(&mut slot.slow_wanted)
+    })
+}
+
+/// A slow worker takes its place at its start. `None`: it must not run.
+pub fn claim_slow(index: usize, pid: i32) -> Option<pg_sys::Oid> {
+    let mut workers = WORKERS.exclusive();
+    let slot = workers.slots.get_mut(index)?;
+    if slot.state == State::Free
+        || slot.held_by != 0
+        || slot.slow_held_by != 0
+        || slot.slow_pid != 0
+    {
+        return None;
+    }
+    slot.slow_pid = pid;
+    Some(slot.database)
+}
+
+/// A slow worker's process has ended. Runs in its exit path.
+pub fn leave_slow(index: usize, pid: i32) {
+    let waiting = {
+        let mut workers = WORKERS.exclusive();
+        workers.slots.get_mut(index).map_or(0, |slot| {
+            if slot.slow_pid == pid {
+                slot.slow_pid = 0;
+            }
+            slot.pid
+        })
+    };
+    signal::wake(waiting);
 }
 
 /// A worker's process has ended. Runs in its exit path.

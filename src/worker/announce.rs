@@ -23,6 +23,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn install() {
     hooks::install(Listeners {
         database_command: keep_worker_away,
+        drop_extension: keep_slow_worker_away,
         extension,
         databases_changed,
         transaction_end,
@@ -59,12 +60,27 @@ fn keep_worker_away(name: &CStr) {
         return;
     }
     HOLDING.store(true, Ordering::Relaxed);
+    for pid in workers::hold(database, signal::my_pid()) {
+        signal::terminate(pid);
+    }
+    wait_until_left(|| workers::pids_in(database) == [0; 2]);
+}
+
+/// DROP EXTENSION would wait for what takes long.
+fn keep_slow_worker_away() {
+    if !identity::owns_extension() {
+        return;
+    }
+    let database = identity::my_database();
+    HOLDING.store(true, Ordering::Relaxed);
+    signal::terminate(workers::hold_slow(database, signal::my_pid()));
+    wait_until_left(|| workers::pids_in(database)[1] == 0);
+}
+
+fn wait_until_left(left: impl Fn() -> bool) {
     let started = Instant::now();
-    let mut pid = workers::hold(database, signal::my_pid());
-    signal::terminate(pid);
-    while pid != 0 && started.elapsed() < LEAVE_TIMEOUT {
+    while !left() && started.elapsed() < LEAVE_TIMEOUT {
         signal::wait(Duration::from_millis(5));
-        pid = workers::pid_in(database);
     }
 }
 

@@ -2,7 +2,9 @@
 //! and applies retention, one table after the other; a failure in one is recorded and the others go on.
 
 use crate::error::{Error, Result};
-use crate::partition::{events, maintain, managed};
+use crate::partition::maintain::{self, Memory};
+use crate::partition::{events, managed};
+use crate::pg::worker::{Handle, Status};
 use crate::pg::{catalog, clock, guc, signal, worker, xact};
 use crate::settings;
 use crate::shmem::workers::{self, State};
@@ -33,6 +35,8 @@ unsafe extern "C-unwind" fn worker_exit(_code: i32, index: pg_sys::Datum) {
 fn run(index: usize) {
     let mut due = Instant::now();
     let mut first = true;
+    let mut memory = Memory::new();
+    let mut slow: Option<Handle> = None;
     // Every turn looks at everything there is to see before it waits: what came during a cycle is not missed.
     loop {
         if worker::reload_requested() {
@@ -61,9 +65,22 @@ fn run(index: usize) {
         if Instant::now() >= due
             || workers::update(index, |slot| std::mem::take(&mut slot.cycle_wanted))
         {
-            cycle(index);
-            due = Instant::now() + settings::maintenance_interval();
+            let more = cycle(index, &mut memory);
+            due = Instant::now();
+            if !more {
+                due += settings::maintenance_interval();
+            }
             continue;
+        }
+        if slow
+            .as_ref()
+            .is_none_or(|handle| handle.status() == Status::Stopped)
+            && workers::take_slow_wanted(index)
+        {
+            slow = worker::start_slow_worker("audit_db_slow_worker_main", index);
+            if slow.is_none() {
+                note(index, Err(Error::NoWorkerSlot));
+            }
         }
         workers::update(index, |slot| slot.state = State::Idle);
         xact::report_activity(None);
@@ -84,23 +101,26 @@ fn extension_is_here(index: usize) -> bool {
     }
 }
 
-/// One round over all managed tables.
-fn cycle(index: usize) {
+/// One round over all managed tables. `true`: there is more to do at once.
+fn cycle(index: usize, memory: &mut Memory) -> bool {
+    let begun = Instant::now();
     xact::report_activity(Some("maintenance cycle"));
     let clock_moved = workers::begin_cycle(index, clock::reading());
-    let tables = xact::in_transaction(|| {
-        managed::forget_dropped()?;
-        managed::oids()
-    });
     let mut last_error = None;
-    match tables {
+    let (mut more, mut slow) = (false, false);
+    match xact::in_transaction(managed::oids_without_dropped) {
         Ok(tables) => {
             for table in tables {
-                last_error = maintain::table(table, clock_moved).or(last_error);
+                let turn = maintain::table(table, clock_moved, memory);
+                last_error = turn.error.or(last_error);
+                more |= turn.more;
+                slow |= turn.slow;
             }
-            note(index, xact::in_transaction(events::purge));
-            if clock_moved.is_none() {
-                note(index, xact::in_transaction(state::save_clock));
+            if memory.is_time_for_records() {
+                note(index, xact::in_transaction(events::purge));
+                if clock_moved.is_none() {
+                    note(index, xact::in_transaction(state::save_clock));
+                }
             }
         }
         Err(error) => {
@@ -108,9 +128,15 @@ fn cycle(index: usize) {
             last_error = Some(error);
         }
     }
+    memory.cycle_ended();
     let last_error = last_error.map_or(String::new(), |error| error.failure().message);
     workers::record_error(index, &last_error);
-    workers::update(index, |slot| slot.failures = 0);
+    workers::update(index, |slot| {
+        slot.failures = 0;
+        slot.slow_wanted |= slow;
+        slot.cycle_micros = i64::try_from(begun.elapsed().as_micros()).ok();
+    });
+    more
 }
 
 fn note(index: usize, outcome: Result<()>) {

@@ -1,10 +1,12 @@
-//! Background workers: the launcher (one a server), the worker (one a database with the extension), and tasks (one a call of a
-//! session that waits for work which needs transactions of its own).
+//! Background workers: the launcher (one a server), the worker (one a database with the extension), the slow worker (beside
+//! it when there is work that takes long), and tasks (one a call of a session that waits for work which needs transactions of its
+//! own).
 #![allow(unsafe_code)]
 
 mod announce;
 mod database;
 mod launcher;
+mod slow;
 mod state;
 pub mod task;
 

@@ -80,12 +80,16 @@ fn run(sender: &mut Sender, request: &[u8]) -> Result<()> {
     let single = request.tables.len() == 1;
     for table in request.tables {
         xact::report_activity(Some("drop expired partitions"));
-        let mut listening = true;
+        let (mut listening, mut slow) = (true, false);
         let clock_moved = workers::clock_jump(identity::my_database(), clock::reading());
         let done = retire::expired_of_table(table.into(), clock_moved, &mut |outcome| {
+            slow |= outcome.action == retire::QUEUED;
             listening = send(sender, &Message::Outcome(outcome));
             listening
         });
+        if slow {
+            workers::want_slow(identity::my_database());
+        }
         match done {
             Ok(()) => {}
             Err(error) if single => return Err(error),

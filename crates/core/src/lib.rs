@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod calendar;
+pub mod change_log;
 pub mod naming;
 pub mod partition_plan;
 pub mod retention;

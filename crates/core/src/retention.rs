@@ -26,6 +26,14 @@ impl RetentionAction {
         }
     }
 
+    /// The spelling that `parse` reads.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Archive(schema) => format!("archive:{schema}"),
+            other => other.verb().to_owned(),
+        }
+    }
+
     /// The verb for what will be done.
     pub const fn verb(&self) -> &'static str {
         match self {
@@ -121,6 +129,12 @@ mod tests {
             RetentionAction::parse("archive:Cold Store"),
             Some(RetentionAction::Archive("Cold Store".into()))
         );
+        for text in ["drop", "detach", "archive:Cold Store"] {
+            assert_eq!(
+                RetentionAction::parse(text).map(|action| action.text()),
+                Some(text.to_owned())
+            );
+        }
         for wrong in ["", "Drop", "archive", "archive:", "delete"] {
             assert_eq!(RetentionAction::parse(wrong), None, "{wrong}");
         }

@@ -1,0 +1,487 @@
+//! Before the swap: the tables, the trigger, the copy, and what makes the copies complete.
+
+use super::{Copy, Exchange, as_owner, as_owner_patiently};
+use crate::error::{Error, Result};
+use crate::partition::create::{
+    self, Indexes, Maker, columns, require_same_owner, revoke_from_others, storage_parameter,
+};
+use crate::partition::inspect::{Calendar, Partition, Table};
+use crate::partition::waiting::{self, Waiting};
+use crate::partition::{indexes, maintain, managed, steps, unfinished};
+use crate::pg::lock::{Deadline, Mode};
+use crate::pg::spi::{self, quote_identifier, quote_literal, quote_qualified_identifier};
+use crate::pg::xact::{self, Kind};
+use crate::pg::{catalog, extension, identity, signal};
+use crate::settings;
+use crate::shmem::exchanges;
+use audit_db_core::naming::partition_name;
+use audit_db_core::partition_plan::{Bound, Range};
+use pgrx::pg_sys::Oid;
+
+/// The CHECK that spares ATTACH its scan; it goes with the swap.
+pub(super) const RANGE_CHECK: &str = "audit_db_range";
+const TRIGGER: &str = "audit_db_capture";
+const TRUNCATE_TRIGGER: &str = "audit_db_capture_truncate";
+/// Default partitions of more pages than this get a CHECK that spares the scan.
+const TINY_BYTES: i64 = 262_144;
+
+/// Makes the tables. `None`: there is no month to make for waiting rows.
+pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
+    let name = xact::in_transaction(|| Ok(catalog::qualified_name(parent)))?
+        .ok_or(Error::NoSuchRelation(parent.to_u32()))?;
+    steps::in_transactions_with_retries(&name, |scope| {
+        let table = create::lock_and_load(scope, parent)?;
+        let managed = managed::get(parent)?;
+        let Some(default) = table.default.clone() else {
+            return Ok(None);
+        };
+        let calendar = Calendar::new(table.key, &managed.time_zone)?;
+        if !maintain::wants_exchange(&table, &managed, &calendar)? {
+            return Ok(None);
+        }
+        let waiting = Waiting::look(&table, &managed, &calendar)?;
+        // All of them, as far as the swap can hold their locks: what is left over has to be copied once more.
+        let limit = create::room_in_lock_table(&table);
+        let planned = maintain::missing(&table, &managed, &calendar, &waiting, limit)?;
+        if planned.is_empty() {
+            return Ok(None);
+        }
+        require_same_owner(&table, &default)?;
+        if let Some(reason) = why_not(&table, &default)? {
+            return Err(Error::CannotMove {
+                default: table.qualified_partition(&default),
+                reason,
+            });
+        }
+        let maker = Maker::new(&table, &managed, calendar)?;
+        let mut exchange = Exchange {
+            parent,
+            name: table.qualified(),
+            schema: table.schema.clone(),
+            owner: table.owner,
+            default: default.oid,
+            default_name: default.name.clone(),
+            calendar,
+            column: quote_identifier(&table.column),
+            columns: columns(default.oid)?,
+            ranges: table.ranges(),
+            copies: Vec::with_capacity(planned.len() + 1),
+            staging: Oid::INVALID,
+            log: Oid::INVALID,
+            log_name: String::new(),
+        };
+        let mut planned = planned;
+        planned.sort_unstable_by_key(|month| month.lower);
+        identity::as_role(table.owner, || {
+            let staging_name = staging(&mut exchange, &table)?;
+            for month in planned {
+                let copy = month_copy(&exchange, &maker, month)?;
+                spi::execute(
+                    &format!(
+                        "ALTER TABLE {staging_name} ATTACH PARTITION {} {}",
+                        copy.qualified,
+                        maker.range_clause(copy.month.as_ref().ok_or_else(no_month)?)?
+                    ),
+                    &[],
+                )?;
+                exchange.copies.push(copy);
+            }
+            let rest = default_copy(&maker, &table, &default)?;
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {staging_name} ATTACH PARTITION {} DEFAULT",
+                    rest.qualified
+                ),
+                &[],
+            )?;
+            exchange.copies.push(rest);
+            change_log(&mut exchange, &table, &default)
+        })?;
+        let tables: Vec<Oid> = exchange
+            .copies
+            .iter()
+            .map(|copy| copy.oid)
+            .chain([exchange.log, exchange.staging])
+            .collect();
+        // Members of the extension: pg_dump leaves them out, and DROP EXTENSION takes them along.
+        for table in &tables {
+            extension::add_table(*table);
+        }
+        unfinished::begin_exchange(parent, default.oid, tables)?;
+        Ok(Some(exchange))
+    })
+}
+
+fn no_month() -> Error {
+    Error::Internal("a month's table without its month".into())
+}
+
+/// A partitioned table that routes the copied rows.
+fn staging(exchange: &mut Exchange, table: &Table) -> Result<String> {
+    let name = partition_name(&table.name, "staging");
+    let qualified = quote_qualified_identifier(&table.schema, &name);
+    spi::execute(
+        &format!(
+            "CREATE TABLE {qualified} (LIKE {} INCLUDING GENERATED) PARTITION BY RANGE ({})",
+            exchange.name, exchange.column
+        ),
+        &[],
+    )?;
+    exchange.staging = made(table, &name)?;
+    revoke_from_others(exchange.staging, &qualified)?;
+    Ok(qualified)
+}
+
+fn made(table: &Table, name: &str) -> Result<Oid> {
+    catalog::schema_oid(&table.schema)
+        .and_then(|schema| catalog::relation_in_schema(schema, name))
+        .ok_or_else(|| Error::Internal(format!("table {name} is gone right after it was made")))
+}
+
+fn month_copy(
+    exchange: &Exchange,
+    maker: &Maker<'_>,
+    month: audit_db_core::partition_plan::NewPartition,
+) -> Result<Copy> {
+    let oid = maker.build(&month.name, Indexes::Later)?;
+    let qualified = quote_qualified_identifier(&exchange.schema, &month.name);
+    let range = condition(exchange, Range::new(month.lower, month.upper))?;
+    spi::execute(
+        &format!(
+            "ALTER TABLE {qualified} ADD CONSTRAINT {RANGE_CHECK} CHECK ({} IS NOT NULL AND {range})",
+            exchange.column
+        ),
+        &[],
+    )?;
+    Ok(Copy {
+        oid,
+        name: month.name.clone(),
+        qualified,
+        month: Some(month),
+    })
+}
+
+fn default_copy(maker: &Maker<'_>, table: &Table, default: &Partition) -> Result<Copy> {
+    let name = partition_name(&table.name, "new_default");
+    let oid = maker.build(&name, Indexes::Later)?;
+    let qualified = quote_qualified_identifier(&table.schema, &name);
+    let parameters = spi::rows(
+        "SELECT reloptions FROM pg_catalog.pg_class WHERE oid = $1",
+        &[default.oid.into()],
+        |row| row.get::<Vec<String>>(1),
+    )?
+    .pop()
+    .flatten()
+    .unwrap_or_default();
+    for parameter in &parameters {
+        let parameter = storage_parameter(parameter)?;
+        spi::execute(&format!("ALTER TABLE {qualified} SET ({parameter})"), &[])?;
+    }
+    Ok(Copy {
+        oid,
+        name,
+        qualified,
+        month: None,
+    })
+}
+
+/// What a range means, as the server writes it in a partition's constraint.
+fn condition(exchange: &Exchange, range: Range) -> Result<String> {
+    let column = &exchange.column;
+    let mut parts = Vec::with_capacity(2);
+    for (operator, bound) in [(">=", range.lower), ("<", range.upper)] {
+        if let Bound::At(position) = bound {
+            let literal = match position {
+                i64::MIN => "-infinity".to_owned(),
+                i64::MAX => "infinity".to_owned(),
+                _ => exchange.calendar.literal(position)?,
+            };
+            parts.push(format!("{column} {operator} {}", quote_literal(literal)));
+        }
+    }
+    if parts.is_empty() {
+        return Ok("true".to_owned());
+    }
+    Ok(format!("({})", parts.join(" AND ")))
+}
+
+/// The table that the trigger writes to. Not logged in WAL: after a crash the exchange begins anew anyway.
+fn change_log(exchange: &mut Exchange, table: &Table, default: &Partition) -> Result<()> {
+    let name = partition_name(&table.name, "changes");
+    let qualified = quote_qualified_identifier(&table.schema, &name);
+    spi::execute(
+        &format!(
+            "CREATE UNLOGGED TABLE {qualified} USING heap WITH (autovacuum_enabled = false) AS
+             SELECT 0::pg_catalog.int8 AS audit_db_change, ''::pg_catalog.\"char\" AS audit_db_kind, {} FROM {} WITH NO DATA",
+            exchange.columns.join(", "),
+            table.qualified_partition(default)
+        ),
+        &[],
+    )?;
+    spi::execute(
+        &format!("CREATE INDEX ON {qualified} (audit_db_change)"),
+        &[],
+    )?;
+    exchange.log = made(table, &name)?;
+    revoke_from_others(exchange.log, &qualified)?;
+    exchange.log_name = qualified;
+    Ok(())
+}
+
+/// Why a default partition cannot be exchanged, if so: something would be lost with it, or somebody would see it.
+fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
+    let found = spi::rows(
+        "SELECT c.relkind <> 'r' OR c.relpersistence <> 'p',
+                EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE confrelid IN ($1, $2) AND contype = 'f'),
+                EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class = $2),
+                EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $2 AND NOT tgisinternal AND tgparentid = 0
+                                                            AND tgfoid <> 'audit_db.capture_change'::pg_catalog.regproc),
+                EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = $2),
+                EXISTS (SELECT FROM pg_catalog.pg_constraint
+                         WHERE conrelid = $2 AND contype IN ('c', 'f') AND coninhcount = 0 AND conparentid = 0),
+                EXISTS (SELECT FROM pg_catalog.pg_depend
+                         WHERE (refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND refobjid = $2
+                                OR refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND refobjid = c.reltype)
+                           AND deptype = 'n'
+                           AND classid IN ('pg_catalog.pg_rewrite'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
+                                           'pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass)),
+                EXISTS (SELECT FROM pg_catalog.pg_publication_rel WHERE prrelid = $2),
+                EXISTS (SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = $2)
+           FROM pg_catalog.pg_class c WHERE c.oid = $2",
+        &[table.oid.into(), default.oid.into()],
+        |row| (1..=9).map(|index| row.get::<bool>(index)).collect::<pgrx::spi::Result<Vec<_>>>(),
+    )?
+    .pop()
+    .unwrap_or_default();
+    let reasons = [
+        "It is not a plain table.",
+        "Foreign keys refer to the table: the server would compare all of their rows while nobody can read or write.",
+        "It bears rules of its own.",
+        "It bears triggers of its own, which the table does not have.",
+        "It bears policies of its own.",
+        "It bears constraints of its own, which the table does not have.",
+        "Views, functions or columns of other tables depend on it.",
+        "It is published by its own name.",
+        "A subscription writes into it.",
+    ];
+    if let Some(reason) = found
+        .into_iter()
+        .zip(reasons)
+        .find_map(|(found, reason)| found.unwrap_or(false).then_some(reason))
+    {
+        return Ok(Some(reason));
+    }
+    Ok(waiting::copies_are_published(table.oid)?.then_some(
+        "New tables in its schema are published for logical replication, and a replication slot of this database would send the copied rows to the subscribers a second time.",
+    ))
+}
+
+/// From here on every change to the default partition is logged.
+pub(super) fn capture(exchange: &Exchange) -> Result<()> {
+    if !exchanges::begin(
+        identity::my_database(),
+        exchange.default,
+        exchange.log,
+        signal::my_pid(),
+    ) {
+        return Err(Error::TooManyExchanges);
+    }
+    steps::in_transactions_with_retries(&exchange.name, |scope| {
+        Deadline::start(scope, settings::lock_timeout())
+            .lock(exchange.default, Mode::ShareRowExclusive);
+        let default = exchange.default_qualified();
+        drop_triggers(exchange.default, &default)?;
+        // Also where somebody replicates into the table, or has switched triggers off.
+        for (trigger, when) in [
+            (
+                TRIGGER,
+                "AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW",
+            ),
+            (TRUNCATE_TRIGGER, "BEFORE TRUNCATE ON {} FOR EACH STATEMENT"),
+        ] {
+            let when = when.replace("{}", &default);
+            spi::execute(
+                &format!(
+                    "CREATE TRIGGER {trigger} {when} EXECUTE FUNCTION audit_db.capture_change()"
+                ),
+                &[],
+            )?;
+            spi::execute(
+                &format!("ALTER TABLE {default} ENABLE ALWAYS TRIGGER {trigger}"),
+                &[],
+            )?;
+        }
+        extension::take_triggers_along(&trigger_oids(exchange.default)?);
+        Ok(())
+    })
+}
+
+/// Our triggers on a table.
+fn trigger_oids(table: Oid) -> Result<Vec<Oid>> {
+    Ok(spi::rows(
+        "SELECT oid FROM pg_catalog.pg_trigger
+          WHERE tgrelid = $1 AND tgfoid = 'audit_db.capture_change'::pg_catalog.regproc",
+        &[table.into()],
+        |row| row.get::<Oid>(1),
+    )?
+    .into_iter()
+    .flatten()
+    .collect())
+}
+
+/// Whether every change is still logged.
+pub(super) fn is_captured(default: Oid) -> Result<bool> {
+    Ok(spi::rows(
+        "SELECT 1 FROM pg_catalog.pg_trigger
+          WHERE tgrelid = $1 AND tgfoid = 'audit_db.capture_change'::pg_catalog.regproc AND tgenabled = 'A'",
+        &[default.into()],
+        |row| row.get::<i32>(1),
+    )?
+    .len()
+        == 2)
+}
+
+/// Removes our triggers from a table.
+pub(super) fn drop_triggers(table: Oid, qualified: &str) -> Result<()> {
+    let names = spi::rows(
+        "SELECT pg_catalog.quote_ident(tgname) FROM pg_catalog.pg_trigger
+          WHERE tgrelid = $1 AND tgfoid = 'audit_db.capture_change'::pg_catalog.regproc",
+        &[table.into()],
+        |row| row.get::<String>(1),
+    )?;
+    for name in names.into_iter().flatten() {
+        spi::execute(&format!("DROP TRIGGER {name} ON {qualified}"), &[])?;
+    }
+    Ok(())
+}
+
+/// Copies all rows that one snapshot sees. What that snapshot does not see is, or will be, in the log.
+pub(super) fn copy(exchange: &Exchange) -> Result<()> {
+    xact::in_transaction_of(Kind::Snapshot, || {
+        let staging = catalog::qualified_name(exchange.staging)
+            .ok_or(Error::NoSuchRelation(exchange.staging.to_u32()))?;
+        let columns = exchange.columns.join(", ");
+        as_owner_patiently(exchange, |_scope| {
+            spi::execute(&format!("DELETE FROM {}", exchange.log_name), &[])?;
+            spi::execute(
+                &format!(
+                    "INSERT INTO {staging} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM ONLY {}",
+                    exchange.default_qualified()
+                ),
+                &[],
+            )?;
+            Ok(())
+        })
+    })
+}
+
+/// Gives the copies what partitions of the table have.
+pub(super) fn complete(exchange: &Exchange) -> Result<()> {
+    steps::in_transactions_with_retries(&exchange.name, |_scope| {
+        let staging = catalog::qualified_name(exchange.staging)
+            .ok_or(Error::NoSuchRelation(exchange.staging.to_u32()))?;
+        as_owner(exchange, || {
+            for copy in &exchange.copies {
+                spi::execute(
+                    &format!("ALTER TABLE {staging} DETACH PARTITION {}", copy.qualified),
+                    &[],
+                )?;
+            }
+            Ok(())
+        })?;
+        extension::remove_table(exchange.staging);
+        as_owner(exchange, || {
+            spi::execute(&format!("DROP TABLE {staging}"), &[])?;
+            Ok(())
+        })
+    })?;
+    let (definitions, foreign_keys) = xact::in_transaction(|| {
+        Ok((
+            indexes::of_table(exchange.parent, &exchange.name)?,
+            indexes::foreign_keys(exchange.parent)?,
+        ))
+    })?;
+    for copy in &exchange.copies {
+        xact::in_transaction_of(Kind::Long, || {
+            as_owner_patiently(exchange, |scope| {
+                for definition in &definitions {
+                    definition.create_on(scope, &copy.qualified)?;
+                }
+                Ok(())
+            })
+        })?;
+        for (name, definition) in &foreign_keys {
+            // The other table is locked for a moment only; the rows are compared while everybody can write to it.
+            steps::in_transactions_with_retries(&exchange.name, |_scope| {
+                as_owner(exchange, || {
+                    spi::execute(
+                        &format!(
+                            "ALTER TABLE {} ADD CONSTRAINT {name} {definition} NOT VALID",
+                            copy.qualified
+                        ),
+                        &[],
+                    )
+                })
+            })?;
+            xact::in_transaction_of(Kind::Long, || {
+                as_owner_patiently(exchange, |_scope| {
+                    spi::execute(
+                        &format!("ALTER TABLE {} VALIDATE CONSTRAINT {name}", copy.qualified),
+                        &[],
+                    )
+                })
+            })?;
+        }
+        // Plans are right from the first query on.
+        xact::in_transaction_of(Kind::Long, || {
+            as_owner_patiently(exchange, |_scope| {
+                spi::execute(&format!("ANALYZE {}", copy.qualified), &[])
+            })
+        })?;
+    }
+    prove_rest(exchange)
+}
+
+/// What stays in the default partition is proved to belong there, unless there is so little that looking is as fast.
+fn prove_rest(exchange: &Exchange) -> Result<()> {
+    let Some(rest) = exchange.copies.last() else {
+        return Ok(());
+    };
+    xact::in_transaction_of(Kind::Long, || {
+        if catalog::size_in_bytes(rest.oid) < TINY_BYTES {
+            return Ok(());
+        }
+        let months = exchange
+            .months()
+            .map(|(_, month)| Range::new(month.lower, month.upper));
+        let ranges = exchange
+            .ranges
+            .iter()
+            .copied()
+            .chain(months)
+            .map(|range| condition(exchange, range))
+            .collect::<Result<Vec<_>>>()?;
+        as_owner_patiently(exchange, |_scope| {
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {} ADD CONSTRAINT {RANGE_CHECK} CHECK (NOT ({} IS NOT NULL AND ({})))",
+                    rest.qualified,
+                    exchange.column,
+                    ranges.join(" OR ")
+                ),
+                &[],
+            )?;
+            Ok(())
+        })
+    })
+}
+
+/// Whether a table has the CHECK that spares ATTACH its scan.
+pub(super) fn has_range_check(table: Oid) -> Result<bool> {
+    let found = spi::rows(
+        "SELECT 1 FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND conname = $2",
+        &[table.into(), RANGE_CHECK.into()],
+        |row| row.get::<i32>(1),
+    )?;
+    Ok(!found.is_empty())
+}

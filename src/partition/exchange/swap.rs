@@ -1,0 +1,136 @@
+//! The swap: one short transaction in which the months and a fresh default partition take the place of the old one.
+
+use super::changes::Changes;
+use super::stage::{RANGE_CHECK, has_range_check, is_captured};
+use super::{Exchange, as_owner};
+use crate::error::{Error, Result};
+use crate::partition::create::Maker;
+use crate::partition::inspect::{Calendar, Table};
+use crate::partition::{events, managed, unfinished};
+use crate::pg::guc::Scope;
+use crate::pg::lock::{Deadline, Mode};
+use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
+use crate::pg::xact;
+use crate::pg::{catalog, extension};
+use audit_db_core::naming::partition_name;
+use audit_db_core::partition_plan::{self, Placement, Range};
+use std::time::Duration;
+
+/// Changes that may be left for the moment in which nobody can read or write: some milliseconds' worth.
+const UNDER_LOCK: usize = 1_000;
+/// Only an autovacuum holds the tables that we made ourselves; it gives way within a second.
+const OWN_LOCKS: Duration = Duration::from_secs(3);
+
+/// Exchanges the default partition. 55P03 when the locks were not to be had, or too much came meanwhile: try again.
+pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
+    xact::in_transaction(|| {
+        let scope = Scope::new();
+        let own = Deadline::start(&scope, OWN_LOCKS);
+        for copy in &exchange.copies {
+            own.lock(copy.oid, Mode::AccessExclusive);
+            extension::remove_table(copy.oid);
+        }
+        let before = Table::load(exchange.parent)?;
+        let managed = managed::get(exchange.parent)?;
+        let calendar = Calendar::new(before.key, &managed.time_zone)?;
+        let maker = Maker::new(&before, &managed, calendar)?;
+        maker.lock_others(&scope, Some(Mode::AccessExclusive));
+        check(exchange, &before)?;
+        let contents = changes.finish(UNDER_LOCK)?;
+        let old_name = partition_name(&exchange.default_name, "exchanged");
+        as_owner(exchange, || replace(exchange, &before, &maker, &old_name))?;
+        unfinished::begin_verification(exchange.default, exchange.log, contents)?;
+        let months: Vec<&str> = exchange
+            .months()
+            .map(|(copy, _)| copy.name.as_str())
+            .collect();
+        events::done(
+            "default partition emptied",
+            &exchange.default_qualified(),
+            &format!("months made: {}", months.join(", ")),
+        )
+    })
+}
+
+/// Whether the table is still what it was, now that nobody can change it.
+fn check(exchange: &Exchange, before: &Table) -> Result<()> {
+    let broken = |reason| Error::ExchangeBroken {
+        default: exchange.default_qualified(),
+        reason,
+    };
+    let table = Table::load(exchange.parent)?;
+    if table != *before
+        || table.owner != exchange.owner
+        || table
+            .default
+            .as_ref()
+            .map(|default| (default.oid, &default.name))
+            != Some((exchange.default, &exchange.default_name))
+        || catalog::schema_of(exchange.default).as_ref() != Some(&exchange.schema)
+    {
+        return Err(broken("The table was changed meanwhile."));
+    }
+    let ranges = table.ranges();
+    let grown = ranges.iter().any(|range| !exchange.ranges.contains(range));
+    let taken = exchange.months().any(|(_, month)| {
+        !matches!(
+            partition_plan::place_exact(&ranges, Range::new(month.lower, month.upper)),
+            Placement::Free(_)
+        )
+    });
+    if grown || taken {
+        return Err(broken("Partitions were attached to the table meanwhile."));
+    }
+    if !is_captured(exchange.default)? {
+        return Err(broken(
+            "The trigger that logs its changes was removed or disabled.",
+        ));
+    }
+    Ok(())
+}
+
+fn replace(exchange: &Exchange, table: &Table, maker: &Maker<'_>, old_name: &str) -> Result<()> {
+    let parent = table.qualified();
+    let default = exchange.default_qualified();
+    for sql in [
+        format!("ALTER TABLE {parent} DETACH PARTITION {default}"),
+        format!(
+            "ALTER TABLE {default} RENAME TO {}",
+            quote_identifier(old_name)
+        ),
+    ] {
+        spi::execute(&sql, &[])?;
+    }
+    // The months first: beside a default partition each would have to be compared with it.
+    for (copy, month) in exchange.months() {
+        maker.attach(copy.oid, &copy.qualified, &maker.range_clause(month)?)?;
+        drop_range_check(&copy.qualified)?;
+    }
+    let Some(rest) = exchange.copies.last() else {
+        return Err(Error::Internal(
+            "an exchange without a default partition".into(),
+        ));
+    };
+    spi::execute(
+        &format!(
+            "ALTER TABLE {} RENAME TO {}",
+            rest.qualified,
+            quote_identifier(&exchange.default_name)
+        ),
+        &[],
+    )?;
+    let rest_name = quote_qualified_identifier(&exchange.schema, &exchange.default_name);
+    maker.attach(rest.oid, &rest_name, "DEFAULT")?;
+    if has_range_check(rest.oid)? {
+        drop_range_check(&rest_name)?;
+    }
+    Ok(())
+}
+
+fn drop_range_check(qualified: &str) -> Result<()> {
+    spi::execute(
+        &format!("ALTER TABLE {qualified} DROP CONSTRAINT {RANGE_CHECK}"),
+        &[],
+    )?;
+    Ok(())
+}

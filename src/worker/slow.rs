@@ -1,0 +1,117 @@
+//! The slow worker of a database: what takes long, or waits for other sessions, so that the database's worker never does. It
+//! empties default partitions that hold many rows, detaches and indexes concurrently, finishes what was interrupted, and ends.
+
+use crate::error::{Error, Result};
+use crate::partition::{detach, exchange, maintain, managed, repair, retire, unfinished};
+use crate::pg::{catalog, clock, guc, identity, signal, worker, xact};
+use crate::shmem::{exchanges, workers};
+use pgrx::pg_sys;
+
+/// Attempts at an exchange that is broken off because the table changed.
+const ATTEMPTS: usize = 3;
+
+/// Entry point; the argument is the database's slot.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn audit_db_slow_worker_main(argument: pg_sys::Datum) {
+    let index = argument.value();
+    worker::install_signal_handlers();
+    worker::at_exit(slow_exit, index);
+    let Some(database) = workers::claim_slow(index, signal::my_pid()) else {
+        return;
+    };
+    worker::connect_to_database(database);
+    // Commands at top level wait for others as long as it takes; steps set their own timeout.
+    guc::fix_for_worker(c"lock_timeout", "0");
+    if run() {
+        workers::wake(database, true);
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn slow_exit(_code: i32, index: pg_sys::Datum) {
+    let process = signal::my_pid();
+    exchanges::end(process);
+    workers::leave_slow(index.value(), process);
+}
+
+/// `true`: something was done, and the worker should look again.
+fn run() -> bool {
+    let tables = xact::in_transaction(|| {
+        if !catalog::extension_exists() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        Ok((managed::oids()?, unfinished::parents()?))
+    });
+    let (managed, mut left) = match tables {
+        Ok(tables) => tables,
+        Err(error) => {
+            error.warn();
+            return false;
+        }
+    };
+    let mut any = false;
+    for table in &managed {
+        any |= self::table(*table);
+    }
+    // Tables that are gone or no longer managed.
+    left.retain(|parent| !managed.contains(parent));
+    for parent in left {
+        let name = name_of(parent);
+        note("default partition", &name, exchange::clear(parent, &name));
+        any |= note_done("retention", &name, detach::finish(parent, &name));
+    }
+    any
+}
+
+fn name_of(table: pg_sys::Oid) -> String {
+    xact::in_transaction(|| Ok(catalog::qualified_name(table)))
+        .ok()
+        .flatten()
+        .unwrap_or_else(|| table.to_u32().to_string())
+}
+
+fn table(oid: pg_sys::Oid) -> bool {
+    let name = name_of(oid);
+    xact::report_activity(Some(&format!("partitions of {name}")));
+    let mut any = note_done("retention", &name, detach::finish(oid, &name));
+    note("default partition", &name, exchange::clear(oid, &name));
+    any |= note_done("index", &name, repair::run(oid, &name));
+    any |= note_done("empty default partition", &name, empty_default(oid));
+    let clock_moved = workers::clock_jump(identity::my_database(), clock::reading());
+    let retired = retire::expired_slowly(oid, clock_moved, &mut |outcome| {
+        // Recorded by the step itself.
+        if let Some(failure) = outcome.failure {
+            Error::Server(failure).warn();
+        }
+        true
+    });
+    note("retention", &name, retired);
+    any
+}
+
+fn empty_default(oid: pg_sys::Oid) -> Result<bool> {
+    let mut attempt = 1;
+    loop {
+        match exchange::run_if_due(oid) {
+            Err(error @ Error::ExchangeBroken { .. }) if attempt < ATTEMPTS => {
+                error.warn();
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn note(event: &str, name: &str, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        maintain::record(event, name, &error);
+    }
+}
+
+fn note_done(event: &str, name: &str, outcome: Result<bool>) -> bool {
+    outcome.unwrap_or_else(|error| {
+        maintain::record(event, name, &error);
+        false
+    })
+}
