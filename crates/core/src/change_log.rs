@@ -32,12 +32,16 @@ impl LowWater {
         }
     }
 
-    /// Everything that a snapshot saw was applied; `oldest_running` is the oldest transaction that was running for it.
-    pub fn applied(&mut self, oldest_running: u64) {
+    /// Everything up to number `last` that a snapshot saw was applied; `oldest_running` is the oldest transaction that was
+    /// running for it.
+    pub fn applied(&mut self, last: u64, oldest_running: u64) {
         while let Some(mark) = self.marks.front()
             && mark.next_transaction <= oldest_running
         {
-            self.low = mark.change;
+            self.low = self.low.max(mark.change.min(last));
+            if mark.change > last {
+                break;
+            }
             self.marks.pop_front();
         }
     }
@@ -67,12 +71,12 @@ mod tests {
         let mut low = LowWater::default();
         // Transaction 7 has drawn number 3 and is still running; 8 has drawn 5 and committed.
         low.mark(5, 9);
-        low.applied(7);
+        low.applied(6, 7);
         assert_eq!(low.low(), 0);
         low.mark(6, 10);
-        low.applied(9);
+        low.applied(6, 9);
         assert_eq!(low.low(), 5);
-        low.applied(10);
+        low.applied(6, 10);
         assert_eq!(low.low(), 6);
     }
 
@@ -101,7 +105,8 @@ mod tests {
         /// The running transaction of this index (modulo their number) draws a number.
         Draw(usize),
         End(usize),
-        Apply,
+        /// Everything up to a number is applied: this share, in eighths, of what was drawn.
+        Apply(u64),
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -109,7 +114,7 @@ mod tests {
             2 => Just(Event::Begin),
             5 => (0usize..8).prop_map(Event::Draw),
             2 => (0usize..8).prop_map(Event::End),
-            2 => Just(Event::Apply),
+            2 => (1u64..=8).prop_map(Event::Apply),
         ]
     }
 
@@ -120,7 +125,7 @@ mod tests {
             let (mut low, mut next_transaction, mut drawn) = (LowWater::default(), 1u64, 0u64);
             let mut running: Vec<(u64, Vec<u64>)> = Vec::new();
             let mut visible: Vec<u64> = Vec::new();
-            for event in events.into_iter().chain([Event::Apply]) {
+            for event in events.into_iter().chain([Event::Apply(8)]) {
                 match event {
                     Event::Begin => {
                         running.push((next_transaction, Vec::new()));
@@ -135,15 +140,21 @@ mod tests {
                         let index = index % running.len();
                         visible.extend(running.swap_remove(index).1);
                     }
-                    Event::Apply => {
+                    Event::Apply(eighths) => {
                         low.mark(drawn, next_transaction);
                         let oldest = running.iter().map(|(id, _)| *id).min().unwrap_or(next_transaction);
                         // All that is visible and not yet applied lies above the mark.
                         prop_assert!(visible.iter().all(|change| *change > low.low()));
-                        visible.clear();
-                        low.applied(oldest);
-                        // So does all that may still become visible.
+                        let last = drawn * eighths / 8;
+                        visible.retain(|change| *change > last);
+                        low.applied(last, oldest);
+                        // So does all that is left, or may still become visible.
+                        prop_assert!(visible.iter().all(|change| *change > low.low()));
                         prop_assert!(running.iter().flat_map(|(_, changes)| changes).all(|change| *change > low.low()));
+                        // And with nobody at work the mark follows.
+                        if running.is_empty() {
+                            prop_assert_eq!(low.low(), last.max(low.low()));
+                        }
                     }
                     _ => {}
                 }

@@ -3,7 +3,7 @@
 //! The copies are multisets of rows: to bring over what happened it is enough to remove and to add whole rows, and the order
 //! does not matter, as long as a row that was added and removed again is not looked for in vain.
 
-use super::{Exchange, as_owner_patiently, hash_expression};
+use super::{Exchange, as_owner_patiently, hash_expression, stage};
 use crate::error::{Error, Result};
 use crate::partition::unfinished::Contents;
 use crate::pg::catalog::KeyType;
@@ -12,14 +12,15 @@ use crate::pg::spi;
 use crate::pg::xact::{self, Kind};
 use crate::shmem::exchanges::{self, kind};
 use audit_db_core::change_log::{LowWater, locate};
-use pgrx::datum::{Timestamp, TimestampWithTimeZone};
+use audit_db_core::partition_plan::{NewPartition, Range};
+use pgrx::datum::{AnyNumeric, Timestamp, TimestampWithTimeZone};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Changes brought over in one transaction.
 const IN_A_ROUND: usize = 10_000;
 /// Fewer than this are left to the next round.
-const FEW: usize = 100;
+const FEW: usize = 200;
 /// Rounds follow each other for at most this long; a table that changes faster than we can follow is tried anew later.
 const CATCHING_UP: Duration = Duration::from_secs(1_800);
 
@@ -30,6 +31,14 @@ pub(super) struct Changes<'a> {
     low: LowWater,
     /// What the default partition held at the comparison, plus what happened since.
     contents: Contents,
+}
+
+/// Who finds the copy that a row belongs into.
+#[derive(Clone, Copy)]
+enum Routing {
+    /// The staging table, whose partitions the copies are.
+    Staging,
+    Ours,
 }
 
 /// One logged change.
@@ -44,6 +53,8 @@ struct Change {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Round {
     pub changes: usize,
+    /// Number of the last change.
+    last: u64,
     difference: Contents,
 }
 
@@ -57,10 +68,17 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Brings over what was committed until now, but for a few changes that came meanwhile.
+    /// Brings over what was committed until now. While others write there is always something new: rounds follow each other
+    /// as long as each finds less than the one before.
     pub fn catch_up(&mut self) -> Result<()> {
         let started = Instant::now();
-        while self.round(|_, _| Ok(()))? >= FEW {
+        let mut before = usize::MAX;
+        loop {
+            let changes = self.round(|_, _| Ok(()))?;
+            if changes < FEW || changes < IN_A_ROUND && changes >= before / 2 {
+                return Ok(());
+            }
+            before = changes;
             if started.elapsed() > CATCHING_UP {
                 return Err(Error::ExchangeBroken {
                     default: self.exchange.default_qualified(),
@@ -68,7 +86,6 @@ impl<'a> Changes<'a> {
                 });
             }
         }
-        Ok(())
     }
 
     /// One transaction: brings over what its snapshot sees, then calls `then`.
@@ -80,18 +97,21 @@ impl<'a> Changes<'a> {
         }
         let (oldest, round) = xact::in_transaction_of(Kind::Snapshot, || {
             let oldest = xact::oldest_running();
-            let round = self.apply(IN_A_ROUND)?;
+            let round = self.apply(IN_A_ROUND, Routing::Staging)?;
             then(self, round.changes)?;
             Ok((oldest, round))
         })?;
-        if round.changes < IN_A_ROUND {
-            self.low.applied(oldest);
-        }
-        self.add(round);
+        let last = if round.changes < IN_A_ROUND {
+            newest
+        } else {
+            round.last
+        };
+        self.low.applied(last, oldest);
+        self.account(round);
         Ok(round.changes)
     }
 
-    fn add(&mut self, round: Round) {
+    fn account(&mut self, round: Round) {
         self.contents.rows += round.difference.rows;
         self.contents.hash += round.difference.hash;
     }
@@ -115,17 +135,10 @@ impl<'a> Changes<'a> {
     }
 
     fn compare(&self) -> Result<Contents> {
-        let source = format!("ONLY {}", self.exchange.default_qualified());
-        let copies = self
-            .exchange
-            .copies
-            .iter()
-            .map(|copy| format!("SELECT {} AS hash FROM ONLY {}", self.hash, copy.qualified))
-            .collect::<Vec<_>>()
-            .join(" UNION ALL ");
+        let default = format!("ONLY {}", self.exchange.default_qualified());
         as_owner_patiently(self.exchange, |_scope| {
-            let there = contents(&format!("SELECT {} AS hash FROM {source}", self.hash))?;
-            let here = contents(&copies)?;
+            let there = contents_of(&self.hash, &default)?;
+            let here = contents_of(&self.hash, &self.exchange.staging_name)?;
             if there == here {
                 Ok(there)
             } else {
@@ -142,7 +155,7 @@ impl<'a> Changes<'a> {
     /// The last changes, with the default partition locked; an error when there are more than `limit`. Returns what it then
     /// holds.
     pub fn finish(&self, limit: usize) -> Result<Contents> {
-        let round = self.apply(limit + 1)?;
+        let round = self.apply(limit + 1, Routing::Ours)?;
         if round.changes > limit {
             return Err(Error::LockNotAvailable {
                 table: self.exchange.name.clone(),
@@ -155,28 +168,35 @@ impl<'a> Changes<'a> {
         })
     }
 
-    /// Brings over at most `limit` changes that the transaction sees.
-    fn apply(&self, limit: usize) -> Result<Round> {
+    /// Brings over at most `limit` changes that the transaction sees. It must see the same ones with each statement: it has
+    /// one snapshot, or nobody can write.
+    fn apply(&self, limit: usize, routing: Routing) -> Result<Round> {
         let broken = |reason| Error::ExchangeBroken {
             default: self.exchange.default_qualified(),
             reason,
         };
-        as_owner_patiently(self.exchange, |_scope| {
+        as_owner_patiently(self.exchange, |scope| {
+            // The log has no statistics, and a copy is never worth reading as a whole for one row.
+            scope.set(c"enable_seqscan", "off");
             let changes = self.read(limit)?;
-            if changes.is_empty() {
+            let Some(last) = changes.last() else {
                 return Ok(Round::default());
-            }
+            };
             if changes.iter().any(|change| change.kind == kind::BROKEN) {
                 return Err(broken("It was truncated or its columns were changed."));
             }
-            let log = &self.exchange.log_name;
-            let numbers: Vec<i64> = changes.iter().map(|change| change.number).collect();
-            let difference = self.difference(&numbers)?;
+            let batch = format!(
+                "audit_db_change > {} AND audit_db_change <= {}",
+                self.low.low(),
+                last.number
+            );
+            let difference = self.difference(&batch)?;
             let mut added: BTreeSet<i64> = changes
                 .iter()
                 .filter(|change| change.kind == kind::INSERTED)
                 .map(|change| change.number)
                 .collect();
+            let mut undone = Vec::new();
             for change in changes.iter().filter(|change| change.kind == kind::DELETED) {
                 if self.remove_from_copy(change)? {
                     continue;
@@ -186,45 +206,83 @@ impl<'a> Changes<'a> {
                     broken("A row that was deleted from it is not among those that were copied.")
                 })?;
                 added.remove(&number);
+                undone.push(number);
             }
-            let mut by_copy: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
-            for change in changes
-                .iter()
-                .filter(|change| added.contains(&change.number))
-            {
-                by_copy
-                    .entry(self.copy_of(change))
-                    .or_default()
-                    .push(change.number);
-            }
-            let columns = self.exchange.columns.join(", ");
-            for (copy, numbers) in by_copy {
-                let wanted = numbers.len() as u64;
-                let made = spi::execute(
-                    &format!(
-                        "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE
-                         SELECT {columns} FROM {log} WHERE audit_db_change = ANY ($1)",
-                        self.exchange.copies[copy].qualified
-                    ),
-                    &[numbers.into()],
-                )?;
-                if made != wanted {
-                    return Err(broken("Changes disappeared from the log."));
+            let complete = match routing {
+                Routing::Staging => {
+                    self.add(&self.exchange.staging_name, &batch, "", &undone)?
+                        == added.len() as u64
                 }
+                Routing::Ours => self.add_to_copies(&changes, &added, &batch, &undone)?,
+            };
+            if !complete {
+                return Err(broken("Changes disappeared from the log."));
             }
-            let done = changes.len();
             let removed = spi::execute(
-                &format!("DELETE FROM {log} WHERE audit_db_change = ANY ($1)"),
-                &[numbers.into()],
+                &format!("DELETE FROM {} WHERE {batch}", self.exchange.log_name),
+                &[],
             )?;
-            if removed != done as u64 {
+            if removed != changes.len() as u64 {
                 return Err(broken("Changes disappeared from the log."));
             }
             Ok(Round {
-                changes: done,
+                changes: changes.len(),
+                last: last.number as u64,
                 difference,
             })
         })
+    }
+
+    /// Brings the added rows of a batch into the copies, once these are no longer partitions of anything.
+    fn add_to_copies(
+        &self,
+        changes: &[Change],
+        added: &BTreeSet<i64>,
+        batch: &str,
+        undone: &[i64],
+    ) -> Result<bool> {
+        let mut by_copy: BTreeMap<usize, u64> = BTreeMap::new();
+        for change in changes
+            .iter()
+            .filter(|change| added.contains(&change.number))
+        {
+            *by_copy.entry(self.copy_of(change)).or_default() += 1;
+        }
+        for (copy, wanted) in by_copy {
+            let copy = &self.exchange.copies[copy];
+            let range = |month: &NewPartition| {
+                stage::condition(self.exchange, Range::new(month.lower, month.upper))
+            };
+            let belongs = match &copy.month {
+                Some(month) => range(month)?,
+                None => {
+                    let months = self
+                        .exchange
+                        .months()
+                        .map(|(_, month)| range(month))
+                        .collect::<Result<Vec<_>>>()?;
+                    format!("({}) IS NOT TRUE", months.join(" OR "))
+                }
+            };
+            let condition = format!("AND {belongs}");
+            if self.add(&copy.qualified, batch, &condition, undone)? != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn add(&self, target: &str, batch: &str, condition: &str, undone: &[i64]) -> Result<u64> {
+        let columns = self.exchange.columns.join(", ");
+        spi::execute(
+            &format!(
+                "INSERT INTO {target} ({columns}) OVERRIDING SYSTEM VALUE
+                 SELECT {columns} FROM {} WHERE {batch} AND audit_db_kind = '{}' AND audit_db_change <> ALL ($1) {condition}",
+                self.exchange.log_name,
+                char::from(kind::INSERTED)
+            ),
+            &[undone.to_vec().into()],
+        )
     }
 
     fn read(&self, limit: usize) -> Result<Vec<Change>> {
@@ -255,26 +313,15 @@ impl<'a> Changes<'a> {
     }
 
     /// How these changes alter what the default partition holds.
-    fn difference(&self, numbers: &[i64]) -> Result<Contents> {
-        let signed = |kind: u8| {
-            contents(&format!(
-                "SELECT {} AS hash FROM {} WHERE audit_db_change = ANY ('{{{}}}'::pg_catalog.int8[])
-                    AND audit_db_kind = '{}'",
-                self.hash,
-                self.exchange.log_name,
-                numbers
-                    .iter()
-                    .map(i64::to_string)
-                    .collect::<Vec<_>>()
-                    .join(","),
-                char::from(kind)
-            ))
-        };
-        let (added, removed) = (signed(kind::INSERTED)?, signed(kind::DELETED)?);
-        Ok(Contents {
-            rows: added.rows - removed.rows,
-            hash: added.hash - removed.hash,
-        })
+    fn difference(&self, batch: &str) -> Result<Contents> {
+        let [added, removed] = [kind::INSERTED, kind::DELETED]
+            .map(|kind| format!("FILTER (WHERE audit_db_kind = '{}')", char::from(kind)));
+        contents(&format!(
+            "SELECT pg_catalog.count(*) {added} - pg_catalog.count(*) {removed},
+                    COALESCE(pg_catalog.sum(hash) {added}, 0) - COALESCE(pg_catalog.sum(hash) {removed}, 0)
+               FROM (SELECT audit_db_kind, {} AS hash FROM {} WHERE {batch}) hashed",
+            self.hash, self.exchange.log_name
+        ))
     }
 
     fn copy_of(&self, change: &Change) -> usize {
@@ -347,20 +394,22 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// The number of rows of a query with the one column `hash`, and the sum of it.
-pub(super) fn contents(query: &str) -> Result<Contents> {
-    let row = spi::rows(
-        &format!(
-            "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum(hash), 0)::pg_catalog.text FROM ({query}) hashed"
-        ),
-        &[],
-        |row| Ok((row.get::<i64>(1)?, row.get::<String>(2)?)),
-    )?
+/// The number of rows of a table expression, and the sum of their hashes.
+pub(super) fn contents_of(hash: &str, from: &str) -> Result<Contents> {
+    contents(&format!(
+        "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({hash}), 0) FROM {from}"
+    ))
+}
+
+fn contents(query: &str) -> Result<Contents> {
+    let row = spi::rows(query, &[], |row| {
+        Ok((row.get::<i64>(1)?, row.get::<AnyNumeric>(2)?))
+    })?
     .pop();
     row.and_then(|(rows, hash)| {
         Some(Contents {
             rows: rows?,
-            hash: hash?.parse().ok()?,
+            hash: hash?.to_string().parse().ok()?,
         })
     })
     .ok_or_else(|| Error::Internal("a sum of hashes cannot be read".into()))

@@ -1,7 +1,7 @@
 //! What an exchange leaves behind: after the swap the old default partition, which is compared and dropped; before it, the
 //! tables that were made, which are dropped.
 
-use super::changes::contents;
+use super::changes::contents_of;
 use super::{hash_expression, stage};
 use crate::error::{Error, Result};
 use crate::partition::indexes::{self, Definition};
@@ -84,9 +84,7 @@ fn verify(entry: &Unfinished, parent: Oid, name: &str) -> Result<()> {
     let verified = xact::in_transaction_of(Kind::Long, || {
         let qualified = catalog::qualified_name(entry.object).unwrap_or_default();
         let hash = hash_expression(entry.object)?;
-        let found = identity::as_role(owner, || {
-            contents(&format!("SELECT {hash} AS hash FROM ONLY {qualified}"))
-        })?;
+        let found = identity::as_role(owner, || contents_of(&hash, &format!("ONLY {qualified}")))?;
         if found == expected {
             return Ok(Ok(()));
         }

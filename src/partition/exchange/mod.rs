@@ -61,7 +61,9 @@ struct Exchange {
     ranges: Vec<Range>,
     /// The months in the order of time, then the new default partition.
     copies: Vec<Copy>,
+    /// The partitioned table whose partitions the copies are until the swap; its name is qualified.
     staging: Oid,
+    staging_name: String,
     log: Oid,
     /// Qualified.
     log_name: String,
@@ -72,6 +74,15 @@ impl Exchange {
         self.copies
             .iter()
             .filter_map(|copy| copy.month.as_ref().map(|month| (copy, month)))
+    }
+
+    /// Everything that was made, in the order in which it was made.
+    fn tables(&self) -> Vec<Oid> {
+        self.copies
+            .iter()
+            .map(|copy| copy.oid)
+            .chain([self.log, self.staging])
+            .collect()
     }
 
     fn default_qualified(&self) -> String {

@@ -67,13 +67,15 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
             ranges: table.ranges(),
             copies: Vec::with_capacity(planned.len() + 1),
             staging: Oid::INVALID,
+            staging_name: String::new(),
             log: Oid::INVALID,
             log_name: String::new(),
         };
         let mut planned = planned;
         planned.sort_unstable_by_key(|month| month.lower);
         identity::as_role(table.owner, || {
-            let staging_name = staging(&mut exchange, &table)?;
+            staging(&mut exchange, &table)?;
+            let staging_name = exchange.staging_name.clone();
             for month in planned {
                 let copy = month_copy(&exchange, &maker, month)?;
                 spi::execute(
@@ -97,12 +99,7 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
             exchange.copies.push(rest);
             change_log(&mut exchange, &table, &default)
         })?;
-        let tables: Vec<Oid> = exchange
-            .copies
-            .iter()
-            .map(|copy| copy.oid)
-            .chain([exchange.log, exchange.staging])
-            .collect();
+        let tables = exchange.tables();
         // Members of the extension: pg_dump leaves them out, and DROP EXTENSION takes them along.
         for table in &tables {
             extension::add_table(*table);
@@ -117,7 +114,7 @@ fn no_month() -> Error {
 }
 
 /// A partitioned table that routes the copied rows.
-fn staging(exchange: &mut Exchange, table: &Table) -> Result<String> {
+fn staging(exchange: &mut Exchange, table: &Table) -> Result<()> {
     let name = partition_name(&table.name, "staging");
     let qualified = quote_qualified_identifier(&table.schema, &name);
     spi::execute(
@@ -129,7 +126,8 @@ fn staging(exchange: &mut Exchange, table: &Table) -> Result<String> {
     )?;
     exchange.staging = made(table, &name)?;
     revoke_from_others(exchange.staging, &qualified)?;
-    Ok(qualified)
+    exchange.staging_name = qualified;
+    Ok(())
 }
 
 fn made(table: &Table, name: &str) -> Result<Oid> {
@@ -186,7 +184,7 @@ fn default_copy(maker: &Maker<'_>, table: &Table, default: &Partition) -> Result
 }
 
 /// What a range means, as the server writes it in a partition's constraint.
-fn condition(exchange: &Exchange, range: Range) -> Result<String> {
+pub(super) fn condition(exchange: &Exchange, range: Range) -> Result<String> {
     let column = &exchange.column;
     let mut parts = Vec::with_capacity(2);
     for (operator, bound) in [(">=", range.lower), ("<", range.upper)] {
@@ -358,14 +356,13 @@ pub(super) fn drop_triggers(table: Oid, qualified: &str) -> Result<()> {
 /// Copies all rows that one snapshot sees. What that snapshot does not see is, or will be, in the log.
 pub(super) fn copy(exchange: &Exchange) -> Result<()> {
     xact::in_transaction_of(Kind::Snapshot, || {
-        let staging = catalog::qualified_name(exchange.staging)
-            .ok_or(Error::NoSuchRelation(exchange.staging.to_u32()))?;
         let columns = exchange.columns.join(", ");
         as_owner_patiently(exchange, |_scope| {
             spi::execute(&format!("DELETE FROM {}", exchange.log_name), &[])?;
             spi::execute(
                 &format!(
-                    "INSERT INTO {staging} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM ONLY {}",
+                    "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM ONLY {}",
+                    exchange.staging_name,
                     exchange.default_qualified()
                 ),
                 &[],
@@ -375,26 +372,29 @@ pub(super) fn copy(exchange: &Exchange) -> Result<()> {
     })
 }
 
+/// Makes the copies tables of their own. They must be locked.
+pub(super) fn release_copies(exchange: &Exchange) -> Result<()> {
+    for table in exchange.tables() {
+        extension::remove_table(table);
+    }
+    extension::add_table(exchange.log);
+    as_owner(exchange, || {
+        for copy in &exchange.copies {
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {} DETACH PARTITION {}",
+                    exchange.staging_name, copy.qualified
+                ),
+                &[],
+            )?;
+        }
+        spi::execute(&format!("DROP TABLE {}", exchange.staging_name), &[])?;
+        Ok(())
+    })
+}
+
 /// Gives the copies what partitions of the table have.
 pub(super) fn complete(exchange: &Exchange) -> Result<()> {
-    steps::in_transactions_with_retries(&exchange.name, |_scope| {
-        let staging = catalog::qualified_name(exchange.staging)
-            .ok_or(Error::NoSuchRelation(exchange.staging.to_u32()))?;
-        as_owner(exchange, || {
-            for copy in &exchange.copies {
-                spi::execute(
-                    &format!("ALTER TABLE {staging} DETACH PARTITION {}", copy.qualified),
-                    &[],
-                )?;
-            }
-            Ok(())
-        })?;
-        extension::remove_table(exchange.staging);
-        as_owner(exchange, || {
-            spi::execute(&format!("DROP TABLE {staging}"), &[])?;
-            Ok(())
-        })
-    })?;
     let (definitions, foreign_keys) = xact::in_transaction(|| {
         Ok((
             indexes::of_table(exchange.parent, &exchange.name)?,

@@ -1,23 +1,23 @@
 //! The swap: one short transaction in which the months and a fresh default partition take the place of the old one.
 
 use super::changes::Changes;
-use super::stage::{RANGE_CHECK, has_range_check, is_captured};
+use super::stage::{self, RANGE_CHECK, has_range_check, is_captured};
 use super::{Exchange, as_owner};
 use crate::error::{Error, Result};
 use crate::partition::create::Maker;
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::{events, managed, unfinished};
+use crate::pg::catalog;
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
 use crate::pg::xact;
-use crate::pg::{catalog, extension};
 use audit_db_core::naming::partition_name;
 use audit_db_core::partition_plan::{self, Placement, Range};
 use std::time::Duration;
 
-/// Changes that may be left for the moment in which nobody can read or write: some milliseconds' worth.
-const UNDER_LOCK: usize = 1_000;
+/// Changes that may be left for the moment in which nobody can read or write: some ten milliseconds' worth.
+const UNDER_LOCK: usize = 2_000;
 /// Only an autovacuum holds the tables that we made ourselves; it gives way within a second.
 const OWN_LOCKS: Duration = Duration::from_secs(3);
 
@@ -28,8 +28,8 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         let own = Deadline::start(&scope, OWN_LOCKS);
         for copy in &exchange.copies {
             own.lock(copy.oid, Mode::AccessExclusive);
-            extension::remove_table(copy.oid);
         }
+        stage::release_copies(exchange)?;
         let before = Table::load(exchange.parent)?;
         let managed = managed::get(exchange.parent)?;
         let calendar = Calendar::new(before.key, &managed.time_zone)?;
