@@ -392,7 +392,7 @@ impl Error {
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("too many rows wait in default partition {default}"),
                 Some(format!(
-                    "More than {limit} rows of a new partition wait in it, or it is larger than 16 MB: moving the rows, or scanning them, would hold up everybody."
+                    "More than {limit} rows of months that can be made wait in it, or it is larger than 16 MB: moving the rows, or scanning them, would hold up everybody."
                 )),
                 Some("The worker (with the library preloaded) makes the months of waiting rows without that; audit_db.events_log says when it could not.".into()),
             ),

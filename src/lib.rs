@@ -36,6 +36,7 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     settings::define();
+    pg::row_trigger::install(api::capture_change);
     if !pg::is_preloading() {
         return;
     }

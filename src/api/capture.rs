@@ -1,34 +1,16 @@
 //! The trigger that logs changes to a default partition while it is being exchanged.
-#![allow(unsafe_code)]
 
 use crate::error::Error;
 use crate::pg::identity;
 use crate::pg::row_trigger::{Event, Fired, Log};
 use crate::shmem::exchanges::{self, kind};
-use pgrx::pg_sys;
 
-/// Tells the server how to call `audit_db_capture_change`.
-#[unsafe(no_mangle)]
-pub extern "C" fn pg_finfo_audit_db_capture_change() -> &'static pg_sys::Pg_finfo_record {
-    static RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
-}
-
-/// `audit_db.capture_change()`, a trigger function.
-///
-/// # Safety
-/// Called by the server only.
-#[pgrx::pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn audit_db_capture_change(
-    call: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
-    // SAFETY: the server passes a call.
-    match unsafe { Fired::from_call(call) } {
+/// `audit_db.capture_change()`.
+pub fn capture_change(fired: Option<Fired>) {
+    match fired {
         Some(fired) => log(fired),
         None => Error::NotATrigger.raise(),
     }
-    pg_sys::Datum::null()
 }
 
 fn log(fired: Fired) {
@@ -37,9 +19,6 @@ fn log(fired: Fired) {
     let number = || exchanges::next_change(database, fired.table());
     let Some((log, first)) = number() else { return };
     let Some(log) = Log::open(log) else { return };
-    if !log.has_owner_of(fired) {
-        return;
-    }
     let first = first as i64;
     let complete = match fired.event() {
         Event::Insert => log.append(first, kind::INSERTED, fired, fired.row()),

@@ -189,33 +189,20 @@ fn make_due(
         Maker::new(&table, managed, calendar)?.make_default(scope)?;
         table = Table::load(table.oid)?;
     }
-    // Those ahead are made at once, so that the table is ready.
-    let nothing = Waiting::default();
-    let mut new = maintain::missing(&table, managed, &calendar, &nothing, usize::MAX)?;
-    let mut later = 0;
-    if let Some(default) = &table.default
-        && !new.is_empty()
-        && !catalog::has_no_pages(default.oid)
-    {
-        let large = waiting::is_large(default.oid);
-        let waiting = Waiting::look(&table, managed, &calendar)?;
-        let movable = waiting::why_not_movable(default.oid)?.is_none();
-        let all = new.len();
-        new.retain(|month| {
-            let rows = waiting.rows_in(month.lower, month.upper);
-            !large && (rows == 0 || movable && rows <= waiting::MOVED_LIMIT)
-        });
-        later = all - new.len();
-    }
-    if later > 0 {
-        let default = table.default.as_ref();
-        Error::WaitingRows {
-            default: default
-                .map(|default| table.qualified_partition(default))
-                .unwrap_or_default(),
-            limit: waiting::MOVED_LIMIT,
+    // Those ahead are made at once, so that the table is ready; rows that wait for other months are the worker's business.
+    let ahead = Waiting::default();
+    let planned = maintain::missing(&table, managed, &calendar, &ahead, usize::MAX)?;
+    let all = planned.len();
+    let (mut new, many) = match &table.default {
+        Some(default) if waiting::is_large(default.oid) => (Vec::new(), true),
+        _ => {
+            let waiting = Waiting::look(&table, managed, &calendar)?;
+            let new = maintain::without_copying(&table, &waiting, planned)?;
+            (new, waiting.rows() > waiting::MOVED_LIMIT)
         }
-        .warn();
+    };
+    if many || new.len() < all {
+        waiting::too_many(&table).warn();
     }
     let room = create::room_in_lock_table(&table);
     let too_many = new.len().saturating_sub(room);

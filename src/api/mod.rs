@@ -8,6 +8,8 @@ mod manage;
 mod partitions;
 mod workers;
 
+pub use capture::capture_change;
+
 use crate::error::{Error, Result, or_raise};
 use crate::pg::guc::Scope;
 use crate::pg::{catalog, compat, identity, xact};

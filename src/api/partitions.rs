@@ -5,7 +5,7 @@ use crate::error::{Error, Result, or_raise};
 use crate::partition::create::{self, Maker};
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::{self, Managed};
-use crate::partition::steps;
+use crate::partition::{steps, waiting};
 use crate::pg::guc::Scope;
 use audit_db_core::calendar::from_postgres_micros;
 use audit_db_core::naming::partition_name;
@@ -57,6 +57,7 @@ fn create_partition(
                         lower,
                         upper,
                     };
+                    waiting::require_few(&table, &managed, &wanted.calendar)?;
                     let made =
                         Maker::new(&table, &managed, wanted.calendar)?.make(scope, &[new])?;
                     made.into_iter()
@@ -222,6 +223,7 @@ fn create_partitions(
             if new.is_empty() {
                 return Ok(Vec::new());
             }
+            waiting::require_few(&table, &managed, &calendar)?;
             Maker::new(&table, &managed, calendar)?.make(scope, &new)
         })
     });

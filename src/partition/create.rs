@@ -317,21 +317,9 @@ impl<'a> Maker<'a> {
         };
         require_same_owner(self.table, default)?;
         if waiting::is_large(default.oid) {
-            return Err(self.too_many_rows());
+            return Err(waiting::too_many(self.table));
         }
         Ok(())
-    }
-
-    fn too_many_rows(&self) -> Error {
-        Error::WaitingRows {
-            default: self
-                .table
-                .default
-                .as_ref()
-                .map(|default| self.table.qualified_partition(default))
-                .unwrap_or_default(),
-            limit: MOVED_LIMIT,
-        }
     }
 
     /// Whether events of this moment belong into the partition, and go to a default partition until it is there.
@@ -380,7 +368,7 @@ impl<'a> Maker<'a> {
         .flatten()
         .unwrap_or(0);
         if rows > MOVED_LIMIT {
-            return Err(self.too_many_rows());
+            return Err(waiting::too_many(self.table));
         }
         Ok(rows)
     }

@@ -315,44 +315,59 @@ pub fn missing(
     Ok(partition_plan::missing(&facts, &policy, calendar))
 }
 
-/// Whether rows of a table's default partition must be copied into their months.
-pub fn wants_exchange(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<bool> {
-    Ok(table.invalid_index.is_none() && due(table, managed, calendar)?.exchange)
+/// What waits in a table's default partition, where it must be copied into its months.
+pub fn waiting_for_exchange(
+    table: &Table,
+    managed: &Managed,
+    calendar: &Calendar,
+) -> Result<Option<Waiting>> {
+    if table.invalid_index.is_some() {
+        return Ok(None);
+    }
+    let waiting = Waiting::look(table, managed, calendar)?;
+    let due = divide(table, managed, calendar, &waiting)?;
+    Ok(due.exchange.then_some(waiting))
 }
 
-/// Which of them can be made at once, and whether the others need their rows copied beforehand.
 fn due(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Due> {
     let waiting = Waiting::look(table, managed, calendar)?;
-    let planned = missing(table, managed, calendar, &waiting, MADE_IN_A_RUN)?;
+    divide(table, managed, calendar, &waiting)
+}
+
+/// Which partitions can be made at once, and whether the others need their rows copied beforehand.
+fn divide(table: &Table, managed: &Managed, calendar: &Calendar, waiting: &Waiting) -> Result<Due> {
+    let planned = missing(table, managed, calendar, waiting, MADE_IN_A_RUN)?;
     let full = planned.len() == MADE_IN_A_RUN;
-    let Some(default) = table
-        .default
-        .as_ref()
-        .filter(|default| !planned.is_empty() && !catalog::has_no_pages(default.oid))
-    else {
-        return Ok(Due {
-            now: planned,
-            exchange: false,
-            full,
-        });
+    let all = planned.len();
+    let now = without_copying(table, waiting, planned)?;
+    Ok(Due {
+        exchange: now.len() < all,
+        full: full && now.len() == all,
+        now,
+    })
+}
+
+/// Those of the planned partitions that can be made at once: next to none of their rows wait, and ATTACH's scan is not felt.
+pub fn without_copying(
+    table: &Table,
+    waiting: &Waiting,
+    mut planned: Vec<NewPartition>,
+) -> Result<Vec<NewPartition>> {
+    let Some(default) = &table.default else {
+        return Ok(planned);
     };
+    if planned.is_empty() || catalog::has_no_pages(default.oid) {
+        return Ok(planned);
+    }
     if waiting::is_large(default.oid) {
-        return Ok(Due {
-            now: Vec::new(),
-            exchange: true,
-            full: false,
-        });
+        return Ok(Vec::new());
     }
     let movable = waiting::why_not_movable(default.oid)?.is_none();
-    let (now, later): (Vec<_>, Vec<_>) = planned.into_iter().partition(|month| {
+    planned.retain(|month| {
         let rows = waiting.rows_in(month.lower, month.upper);
         rows == 0 || movable && rows <= MOVED_LIMIT
     });
-    Ok(Due {
-        now,
-        exchange: !later.is_empty(),
-        full,
-    })
+    Ok(planned)
 }
 
 /// Somebody dropped or detached the default partition: without it events outside all months are refused.

@@ -1,6 +1,6 @@
 //! Rows that wait in a default partition for months that can be made.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::partition::create::require_same_owner;
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::Managed;
@@ -96,6 +96,11 @@ impl Waiting {
         times.into_iter().collect()
     }
 
+    /// How many rows wait in all.
+    pub fn rows(&self) -> i64 {
+        self.pieces.iter().map(|(_, rows)| rows).sum()
+    }
+
     /// How many rows wait in a range, counting a piece that it touches as a whole.
     pub fn rows_in(&self, lower: i64, upper: i64) -> i64 {
         self.pieces
@@ -103,6 +108,29 @@ impl Waiting {
             .filter(|(start, _)| *start < upper && start + PIECE_MICROS > lower)
             .map(|(_, rows)| rows)
             .sum()
+    }
+}
+
+/// An error where more rows wait than a session should have to do with, whichever month they belong to.
+pub fn require_few(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<()> {
+    let Some(default) = &table.default else {
+        return Ok(());
+    };
+    if is_large(default.oid) || Waiting::look(table, managed, calendar)?.rows() > MOVED_LIMIT {
+        return Err(too_many(table));
+    }
+    Ok(())
+}
+
+/// The error that says so.
+pub fn too_many(table: &Table) -> Error {
+    Error::WaitingRows {
+        default: table
+            .default
+            .as_ref()
+            .map(|default| table.qualified_partition(default))
+            .unwrap_or_default(),
+        limit: MOVED_LIMIT,
     }
 }
 

@@ -3,6 +3,37 @@
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
+/// What to do with a call; set once, when the library is loaded.
+static mut HANDLER: Option<fn(Option<Fired>)> = None;
+
+/// Sets what `audit_db.capture_change()` does. The handler gets `None` where the function was not called as a trigger.
+pub fn install(handler: fn(Option<Fired>)) {
+    // SAFETY: a process is single threaded, and no trigger can fire before the library is loaded.
+    unsafe { HANDLER = Some(handler) };
+}
+
+/// Tells the server how to call the function.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_audit_db_capture_change() -> &'static pg_sys::Pg_finfo_record {
+    static RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &RECORD
+}
+
+/// `audit_db.capture_change()`.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn audit_db_capture_change(
+    call: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
+    // SAFETY: the server passes a call; the handler was set when the library was loaded.
+    unsafe {
+        if let Some(handler) = HANDLER {
+            handler(Fired::from_call(call));
+        }
+    }
+    pg_sys::Datum::null()
+}
+
 /// What fired a trigger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -25,7 +56,7 @@ impl Fired {
     ///
     /// # Safety
     /// `call` must be what the server passed to a function.
-    pub unsafe fn from_call(call: pg_sys::FunctionCallInfo) -> Option<Self> {
+    unsafe fn from_call(call: pg_sys::FunctionCallInfo) -> Option<Self> {
         // SAFETY: by contract; the context is null or a node with a tag.
         unsafe {
             let context = (*call).context;
@@ -74,12 +105,6 @@ impl Log {
         // SAFETY: opens and locks, or returns null.
         let relation = unsafe { pg_sys::try_relation_open(oid, pg_sys::RowExclusiveLock as _) };
         (!relation.is_null()).then_some(Self(relation))
-    }
-
-    /// Whether the table belongs to the same role as the one that the trigger is on.
-    pub fn has_owner_of(&self, fired: Fired) -> bool {
-        // SAFETY: both relations are open.
-        unsafe { (*(*self.0).rd_rel).relowner == (*(*(*fired.0).tg_relation).rd_rel).relowner }
     }
 
     /// Writes what a row trigger was fired for. `false`: the columns of the two tables no longer correspond, nothing was written.
@@ -133,7 +158,8 @@ impl Log {
     /// # Safety
     /// As many values as the table has columns, of their types.
     unsafe fn insert(&self, values: &mut [pg_sys::Datum], nulls: &mut [bool]) {
-        // SAFETY: by contract. The function that the server uses for its catalogs writes to any table whose indexes are plain.
+        // SAFETY: by contract. The function that the server uses for its catalogs writes to any table whose indexes are plain
+        // columns; nobody but the extension's owner can give a log other indexes.
         unsafe {
             let tuple =
                 pg_sys::heap_form_tuple((*self.0).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());

@@ -142,6 +142,7 @@ fn settle(
     started: Instant,
     patience: Duration,
 ) -> Result<()> {
+    exchange.report("bringing over changes");
     changes.catch_up()?;
     let begun = Instant::now();
     let mut old = OldSnapshots::now();

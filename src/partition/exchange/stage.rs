@@ -6,7 +6,7 @@ use crate::partition::create::{
     self, Indexes, Maker, columns, require_same_owner, revoke_from_others, storage_parameter,
 };
 use crate::partition::inspect::{Calendar, Partition, Table};
-use crate::partition::waiting::{self, Waiting};
+use crate::partition::waiting;
 use crate::partition::{indexes, maintain, managed, steps, unfinished};
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_literal, quote_qualified_identifier};
@@ -36,10 +36,9 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
             return Ok(None);
         };
         let calendar = Calendar::new(table.key, &managed.time_zone)?;
-        if !maintain::wants_exchange(&table, &managed, &calendar)? {
+        let Some(waiting) = maintain::waiting_for_exchange(&table, &managed, &calendar)? else {
             return Ok(None);
-        }
-        let waiting = Waiting::look(&table, &managed, &calendar)?;
+        };
         // All of them, as far as the swap can hold their locks: what is left over has to be copied once more.
         let limit = create::room_in_lock_table(&table);
         let planned = maintain::missing(&table, &managed, &calendar, &waiting, limit)?;
@@ -97,8 +96,9 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
                 &[],
             )?;
             exchange.copies.push(rest);
-            change_log(&mut exchange, &table, &default)
+            Ok::<(), Error>(())
         })?;
+        change_log(&mut exchange, &table, &default)?;
         let tables = exchange.tables();
         // Members of the extension: pg_dump leaves them out, and DROP EXTENSION takes them along.
         for table in &tables {
@@ -124,14 +124,14 @@ fn staging(exchange: &mut Exchange, table: &Table) -> Result<()> {
         ),
         &[],
     )?;
-    exchange.staging = made(table, &name)?;
+    exchange.staging = made(&table.schema, &name)?;
     revoke_from_others(exchange.staging, &qualified)?;
     exchange.staging_name = qualified;
     Ok(())
 }
 
-fn made(table: &Table, name: &str) -> Result<Oid> {
-    catalog::schema_oid(&table.schema)
+fn made(schema: &str, name: &str) -> Result<Oid> {
+    catalog::schema_oid(schema)
         .and_then(|schema| catalog::relation_in_schema(schema, name))
         .ok_or_else(|| Error::Internal(format!("table {name} is gone right after it was made")))
 }
@@ -203,25 +203,37 @@ pub(super) fn condition(exchange: &Exchange, range: Range) -> Result<String> {
     Ok(format!("({})", parts.join(" AND ")))
 }
 
-/// The table that the trigger writes to. Not logged in WAL: after a crash the exchange begins anew anyway.
+/// The table that the trigger writes to, without a look at anybody's rights: it belongs to the extension's owner, so that nobody
+/// else can give it indexes or triggers. Not logged in WAL: after a crash the exchange begins anew anyway.
 fn change_log(exchange: &mut Exchange, table: &Table, default: &Partition) -> Result<()> {
-    let name = partition_name(&table.name, "changes");
-    let qualified = quote_qualified_identifier(&table.schema, &name);
-    spi::execute(
-        &format!(
-            "CREATE UNLOGGED TABLE {qualified} USING heap WITH (autovacuum_enabled = false) AS
-             SELECT 0::pg_catalog.int8 AS audit_db_change, ''::pg_catalog.\"char\" AS audit_db_kind, {} FROM {} WITH NO DATA",
-            exchange.columns.join(", "),
-            table.qualified_partition(default)
-        ),
-        &[],
-    )?;
-    spi::execute(
-        &format!("CREATE INDEX ON {qualified} (audit_db_change)"),
-        &[],
-    )?;
-    exchange.log = made(table, &name)?;
-    revoke_from_others(exchange.log, &qualified)?;
+    let name = format!("changes_{}", default.oid.to_u32());
+    let qualified = format!("audit_db.{name}");
+    managed::as_extension_owner(|| {
+        spi::execute(
+            &format!(
+                "CREATE UNLOGGED TABLE {qualified} USING heap WITH (autovacuum_enabled = false) AS
+                 SELECT 0::pg_catalog.int8 AS audit_db_change, ''::pg_catalog.\"char\" AS audit_db_kind, {} FROM {} WITH NO DATA",
+                exchange.columns.join(", "),
+                table.qualified_partition(default)
+            ),
+            &[],
+        )?;
+        spi::execute(
+            &format!("CREATE INDEX ON {qualified} (audit_db_change)"),
+            &[],
+        )?;
+        let log = made("audit_db", &name)?;
+        revoke_from_others(log, &qualified)?;
+        spi::execute(
+            &format!(
+                "GRANT SELECT, DELETE ON {qualified} TO {}",
+                quote_identifier(identity::role_name(table.owner))
+            ),
+            &[],
+        )?;
+        exchange.log = log;
+        Ok(())
+    })?;
     exchange.log_name = qualified;
     Ok(())
 }

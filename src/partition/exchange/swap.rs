@@ -14,7 +14,7 @@ use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
 use crate::pg::xact;
 use audit_db_core::naming::partition_name;
 use audit_db_core::partition_plan::{self, Placement, Range};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Changes that may be left for the moment in which nobody can read or write: some ten milliseconds' worth.
 const UNDER_LOCK: usize = 2_000;
@@ -35,6 +35,7 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         let calendar = Calendar::new(before.key, &managed.time_zone)?;
         let maker = Maker::new(&before, &managed, calendar)?;
         maker.lock_others(&scope, Some(Mode::AccessExclusive));
+        let locked = Instant::now();
         check(exchange, &before)?;
         let contents = changes.finish(UNDER_LOCK)?;
         let old_name = partition_name(&exchange.default_name, "exchanged");
@@ -47,7 +48,12 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         events::done(
             "default partition emptied",
             &exchange.default_qualified(),
-            &format!("months made: {}", months.join(", ")),
+            &format!(
+                "of its {} rows those of {} went there; nobody could use the table for {} ms",
+                contents.rows,
+                months.join(", "),
+                locked.elapsed().as_millis()
+            ),
         )
     })
 }

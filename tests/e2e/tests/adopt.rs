@@ -191,6 +191,10 @@ fn two_million_rows_go_to_their_months_while_everybody_works_on() {
         client.rows("SELECT event, message FROM audit_db.events_log WHERE severity = 'error'"),
         Vec::<Vec<String>>::new()
     );
+    println!(
+        "{:?}",
+        client.rows("SELECT logged_at, event, message FROM audit_db.events_log")
+    );
     let longest = written.iter().map(|(_, longest)| *longest).max().unwrap();
     let inserted: i64 = written.iter().map(|(rows, _)| rows).sum();
     println!(
@@ -210,6 +214,9 @@ impl Drop for Stop<'_> {
     }
 }
 
+/// Sessions think between two statements: what is looked at is how they get on, not who wins the processor.
+const THINKING: Duration = Duration::from_millis(1);
+
 /// Inserts rows of now and of all months; the number of rows and the longest wait.
 fn write(session: &mut Client, writer: i64, working: &AtomicBool) -> (i64, Duration) {
     let statement = session
@@ -228,6 +235,7 @@ fn write(session: &mut Client, writer: i64, working: &AtomicBool) -> (i64, Durat
             .unwrap();
         longest = longest.max(started.elapsed());
         rows += 1;
+        std::thread::sleep(THINKING);
     }
     (rows, longest)
 }
@@ -248,6 +256,7 @@ fn read(session: &mut Client, reader: i64, working: &AtomicBool) -> (usize, Dura
         longest = longest.max(started.elapsed());
         assert_eq!(seen, ROWS / PRINCIPALS, "rows of user{principal}");
         reads += 1;
+        std::thread::sleep(THINKING);
         if reads % 50 == 0 {
             // The whole table now and then.
             assert_eq!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["partition", "worker", "shmem", "pg"]),
     ("worker", &["partition", "shmem", "pg"]),
-    ("partition", &["pg"]),
+    ("partition", &["shmem", "pg"]),
     ("shmem", &["pg"]),
     ("settings", &["pg"]),
     ("pg", &[]),
