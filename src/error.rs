@@ -179,6 +179,14 @@ impl Error {
         }
     }
 
+    /// Whether the error says that a table changed while it was copied, and nothing came of it.
+    pub fn is_broken_off(&self) -> bool {
+        matches!(
+            self,
+            Self::ExchangeBroken { .. } | Self::ContentsDiffer { kept: false, .. }
+        )
+    }
+
     /// Whether somebody asked the session to stop, or the server is going down or out of resources.
     pub fn is_cancel(&self) -> bool {
         matches!(self, Self::Server(failure) if failure.sqlstate.starts_with("57") || failure.sqlstate.starts_with("53"))

@@ -49,6 +49,15 @@ pub struct Contents {
     pub hash: i128,
 }
 
+impl Contents {
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            rows: self.rows + other.rows,
+            hash: self.hash + other.hash,
+        }
+    }
+}
+
 /// What is unfinished of a table.
 pub fn of_table(parent: Oid) -> Result<Vec<Unfinished>> {
     let rows = spi::rows(

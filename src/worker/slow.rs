@@ -94,11 +94,12 @@ fn empty_default(oid: pg_sys::Oid) -> Result<bool> {
     let mut attempt = 1;
     loop {
         match exchange::run_if_due(oid) {
-            Err(error @ Error::ExchangeBroken { .. }) if attempt < ATTEMPTS => {
+            Err(error) if error.is_broken_off() && attempt < ATTEMPTS => {
                 error.warn();
                 attempt += 1;
             }
-            outcome => return outcome,
+            // After one that was broken off there may be less to do, or something else.
+            outcome => return outcome.map(|done| done || attempt > 1),
         }
     }
 }

@@ -1,20 +1,13 @@
-//! Changes that the trigger logged, brought over into the copies.
-//!
-//! The copies are multisets of rows: to bring over what happened it is enough to remove and to add whole rows, and the order
-//! does not matter, as long as a row that was added and removed again is not looked for in vain.
+//! Brings over what happens to the default partition, in rounds, and compares what was copied with what is there.
 
-use super::{Exchange, as_owner_patiently, hash_expression, stage};
+use super::apply::{Batch, Routing, contents_of};
+use super::{Exchange, as_owner_patiently, hash_expression};
 use crate::error::{Error, Result};
 use crate::partition::unfinished::Contents;
-use crate::pg::catalog::KeyType;
 use crate::pg::identity;
-use crate::pg::spi;
 use crate::pg::xact::{self, Kind};
-use crate::shmem::exchanges::{self, kind};
-use audit_db_core::change_log::{LowWater, locate};
-use audit_db_core::partition_plan::{NewPartition, Range};
-use pgrx::datum::{AnyNumeric, Timestamp, TimestampWithTimeZone};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::shmem::exchanges;
+use audit_db_core::change_log::LowWater;
 use std::time::{Duration, Instant};
 
 /// Changes brought over in one transaction.
@@ -33,39 +26,23 @@ pub(super) struct Changes<'a> {
     contents: Contents,
 }
 
-/// Who finds the copy that a row belongs into.
-#[derive(Clone, Copy)]
-enum Routing {
-    /// The staging table, whose partitions the copies are.
-    Staging,
-    Ours,
-}
-
-/// One logged change.
-struct Change {
-    number: i64,
-    kind: u8,
-    /// Position of the row's key; `None` for null.
-    position: Option<i64>,
-}
-
 /// What one round did.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Round {
-    pub changes: usize,
+struct Round {
+    changes: usize,
     /// Number of the last change.
     last: u64,
     difference: Contents,
 }
 
 impl<'a> Changes<'a> {
-    pub fn new(exchange: &'a Exchange) -> Self {
-        Self {
+    pub fn new(exchange: &'a Exchange) -> Result<Self> {
+        Ok(Self {
             exchange,
-            hash: String::new(),
+            hash: xact::in_transaction(|| hash_expression(exchange.default))?,
             low: LowWater::default(),
             contents: Contents::default(),
-        }
+        })
     }
 
     /// Brings over what was committed until now. While others write there is always something new: rounds follow each other
@@ -88,13 +65,10 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// One transaction: brings over what its snapshot sees, then calls `then`.
+    /// One transaction: brings over what its snapshot sees, then calls `then` with the number of changes.
     fn round(&mut self, then: impl FnOnce(&Self, usize) -> Result<()>) -> Result<usize> {
         let newest = exchanges::newest_change(identity::my_database(), self.exchange.default);
         self.low.mark(newest, xact::next_id());
-        if self.hash.is_empty() {
-            self.hash = xact::in_transaction(|| hash_expression(self.exchange.default))?;
-        }
         let (oldest, round) = xact::in_transaction_of(Kind::Snapshot, || {
             let oldest = xact::oldest_running();
             let round = self.apply(IN_A_ROUND, Routing::Staging)?;
@@ -107,13 +81,8 @@ impl<'a> Changes<'a> {
             round.last
         };
         self.low.applied(last, oldest);
-        self.account(round);
+        self.contents = self.contents.plus(round.difference);
         Ok(round.changes)
-    }
-
-    fn account(&mut self, round: Round) {
-        self.contents.rows += round.difference.rows;
-        self.contents.hash += round.difference.hash;
     }
 
     /// Counts and hashes the default partition and the copies at the same moment, and compares.
@@ -162,255 +131,20 @@ impl<'a> Changes<'a> {
                 waited_ms: 0,
             });
         }
-        Ok(Contents {
-            rows: self.contents.rows + round.difference.rows,
-            hash: self.contents.hash + round.difference.hash,
-        })
+        Ok(self.contents.plus(round.difference))
     }
 
-    /// Brings over at most `limit` changes that the transaction sees. It must see the same ones with each statement: it has
-    /// one snapshot, or nobody can write.
+    /// Brings over at most `limit` changes that the transaction sees.
     fn apply(&self, limit: usize, routing: Routing) -> Result<Round> {
-        let broken = |reason| Error::ExchangeBroken {
-            default: self.exchange.default_qualified(),
-            reason,
-        };
         as_owner_patiently(self.exchange, |scope| {
-            // The log has no statistics, and a copy is never worth reading as a whole for one row.
+            // The log has no statistics, and a copy is hardly ever worth reading as a whole.
             scope.set(c"enable_seqscan", "off");
-            let changes = self.read(limit)?;
-            let Some(last) = changes.last() else {
-                return Ok(Round::default());
-            };
-            if changes.iter().any(|change| change.kind == kind::BROKEN) {
-                return Err(broken("It was truncated or its columns were changed."));
-            }
-            let batch = format!(
-                "audit_db_change > {} AND audit_db_change <= {}",
-                self.low.low(),
-                last.number
-            );
-            let difference = self.difference(&batch)?;
-            let mut added: BTreeSet<i64> = changes
-                .iter()
-                .filter(|change| change.kind == kind::INSERTED)
-                .map(|change| change.number)
-                .collect();
-            let mut undone = Vec::new();
-            for change in changes.iter().filter(|change| change.kind == kind::DELETED) {
-                if self.remove_from_copy(change)? {
-                    continue;
-                }
-                // Added since the last round, and removed again.
-                let number = self.added_before(change, &added)?.ok_or_else(|| {
-                    broken("A row that was deleted from it is not among those that were copied.")
-                })?;
-                added.remove(&number);
-                undone.push(number);
-            }
-            let complete = match routing {
-                Routing::Staging => {
-                    self.add(&self.exchange.staging_name, &batch, "", &undone)?
-                        == added.len() as u64
-                }
-                Routing::Ours => self.add_to_copies(&changes, &added, &batch, &undone)?,
-            };
-            if !complete {
-                return Err(broken("Changes disappeared from the log."));
-            }
-            let removed = spi::execute(
-                &format!("DELETE FROM {} WHERE {batch}", self.exchange.log_name),
-                &[],
-            )?;
-            if removed != changes.len() as u64 {
-                return Err(broken("Changes disappeared from the log."));
-            }
+            let batch = Batch::read(self.exchange, &self.hash, self.low.low(), limit)?;
             Ok(Round {
-                changes: changes.len(),
-                last: last.number as u64,
-                difference,
+                changes: batch.len(),
+                last: batch.last(),
+                difference: batch.apply(routing)?,
             })
         })
     }
-
-    /// Brings the added rows of a batch into the copies, once these are no longer partitions of anything.
-    fn add_to_copies(
-        &self,
-        changes: &[Change],
-        added: &BTreeSet<i64>,
-        batch: &str,
-        undone: &[i64],
-    ) -> Result<bool> {
-        let mut by_copy: BTreeMap<usize, u64> = BTreeMap::new();
-        for change in changes
-            .iter()
-            .filter(|change| added.contains(&change.number))
-        {
-            *by_copy.entry(self.copy_of(change)).or_default() += 1;
-        }
-        for (copy, wanted) in by_copy {
-            let copy = &self.exchange.copies[copy];
-            let range = |month: &NewPartition| {
-                stage::condition(self.exchange, Range::new(month.lower, month.upper))
-            };
-            let belongs = match &copy.month {
-                Some(month) => range(month)?,
-                None => {
-                    let months = self
-                        .exchange
-                        .months()
-                        .map(|(_, month)| range(month))
-                        .collect::<Result<Vec<_>>>()?;
-                    format!("({}) IS NOT TRUE", months.join(" OR "))
-                }
-            };
-            let condition = format!("AND {belongs}");
-            if self.add(&copy.qualified, batch, &condition, undone)? != wanted {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn add(&self, target: &str, batch: &str, condition: &str, undone: &[i64]) -> Result<u64> {
-        let columns = self.exchange.columns.join(", ");
-        spi::execute(
-            &format!(
-                "INSERT INTO {target} ({columns}) OVERRIDING SYSTEM VALUE
-                 SELECT {columns} FROM {} WHERE {batch} AND audit_db_kind = '{}' AND audit_db_change <> ALL ($1) {condition}",
-                self.exchange.log_name,
-                char::from(kind::INSERTED)
-            ),
-            &[undone.to_vec().into()],
-        )
-    }
-
-    fn read(&self, limit: usize) -> Result<Vec<Change>> {
-        let exchange = self.exchange;
-        let (cast, instant) = match exchange.calendar.key() {
-            KeyType::Timestamptz => ("timestamptz", true),
-            KeyType::Timestamp | KeyType::Date => ("timestamp", false),
-        };
-        spi::rows(
-            &format!(
-                "SELECT audit_db_change, audit_db_kind, {}::pg_catalog.{cast} FROM {}
-                  WHERE audit_db_change > $1 ORDER BY audit_db_change LIMIT {limit}",
-                exchange.column, exchange.log_name
-            ),
-            &[(self.low.low() as i64).into()],
-            |row| {
-                Ok(Change {
-                    number: row.get::<i64>(1)?.unwrap_or_default(),
-                    kind: row.get::<i8>(2)?.unwrap_or_default() as u8,
-                    position: if instant {
-                        row.get::<TimestampWithTimeZone>(3)?.map(i64::from)
-                    } else {
-                        row.get::<Timestamp>(3)?.map(i64::from)
-                    },
-                })
-            },
-        )
-    }
-
-    /// How these changes alter what the default partition holds.
-    fn difference(&self, batch: &str) -> Result<Contents> {
-        let [added, removed] = [kind::INSERTED, kind::DELETED]
-            .map(|kind| format!("FILTER (WHERE audit_db_kind = '{}')", char::from(kind)));
-        contents(&format!(
-            "SELECT pg_catalog.count(*) {added} - pg_catalog.count(*) {removed},
-                    COALESCE(pg_catalog.sum(hash) {added}, 0) - COALESCE(pg_catalog.sum(hash) {removed}, 0)
-               FROM (SELECT audit_db_kind, {} AS hash FROM {} WHERE {batch}) hashed",
-            self.hash, self.exchange.log_name
-        ))
-    }
-
-    fn copy_of(&self, change: &Change) -> usize {
-        let months: Vec<(i64, i64)> = self
-            .exchange
-            .months()
-            .map(|(_, month)| (month.lower, month.upper))
-            .collect();
-        change
-            .position
-            .and_then(|position| locate(&months, position))
-            .unwrap_or(months.len())
-    }
-
-    /// Rows of the log and of another table that are the same, image by image: any type can be compared that way.
-    fn same_row(&self, one: &str, other: &str, change: &Change) -> String {
-        let row = |alias: &str| {
-            self.exchange
-                .columns
-                .iter()
-                .map(|column| format!("{alias}.{column}"))
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let column = &self.exchange.column;
-        // An index on the key, if there is one, is of use.
-        let key = if change.position.is_some() {
-            format!("{one}.{column} = {other}.{column} AND ")
-        } else {
-            String::new()
-        };
-        format!(
-            "{key}ROW({}) OPERATOR(pg_catalog.*=) ROW({})",
-            row(one),
-            row(other)
-        )
-    }
-
-    fn remove_from_copy(&self, change: &Change) -> Result<bool> {
-        let copy = &self.exchange.copies[self.copy_of(change)].qualified;
-        let removed = spi::execute(
-            &format!(
-                "DELETE FROM ONLY {copy}
-                  WHERE ctid = (SELECT copied.ctid FROM ONLY {copy} copied, {} logged
-                                 WHERE logged.audit_db_change = $1 AND {} LIMIT 1)",
-                self.exchange.log_name,
-                self.same_row("copied", "logged", change)
-            ),
-            &[change.number.into()],
-        )?;
-        Ok(removed == 1)
-    }
-
-    /// An addition of the same row among those of this round.
-    fn added_before(&self, change: &Change, added: &BTreeSet<i64>) -> Result<Option<i64>> {
-        let log = &self.exchange.log_name;
-        let found = spi::rows(
-            &format!(
-                "SELECT added.audit_db_change FROM {log} added, {log} removed
-                  WHERE removed.audit_db_change = $1 AND added.audit_db_change = ANY ($2) AND {} LIMIT 1",
-                self.same_row("added", "removed", change)
-            ),
-            &[
-                change.number.into(),
-                added.iter().copied().collect::<Vec<i64>>().into(),
-            ],
-            |row| row.get::<i64>(1),
-        )?;
-        Ok(found.into_iter().flatten().next())
-    }
-}
-
-/// The number of rows of a table expression, and the sum of their hashes.
-pub(super) fn contents_of(hash: &str, from: &str) -> Result<Contents> {
-    contents(&format!(
-        "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({hash}), 0) FROM {from}"
-    ))
-}
-
-fn contents(query: &str) -> Result<Contents> {
-    let row = spi::rows(query, &[], |row| {
-        Ok((row.get::<i64>(1)?, row.get::<AnyNumeric>(2)?))
-    })?
-    .pop();
-    row.and_then(|(rows, hash)| {
-        Some(Contents {
-            rows: rows?,
-            hash: hash?.to_string().parse().ok()?,
-        })
-    })
-    .ok_or_else(|| Error::Internal("a sum of hashes cannot be read".into()))
 }

@@ -1,7 +1,7 @@
 //! What an exchange leaves behind: after the swap the old default partition, which is compared and dropped; before it, the
 //! tables that were made, which are dropped.
 
-use super::changes::contents_of;
+use super::apply::contents_of;
 use super::{hash_expression, stage};
 use crate::error::{Error, Result};
 use crate::partition::indexes::{self, Definition};

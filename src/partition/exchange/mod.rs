@@ -6,6 +6,7 @@
 //! Nothing here depends on what a process remembers: after a crash the tables that were made are cleared away and the exchange
 //! begins anew (before the swap), or the comparison is made again (after it).
 
+mod apply;
 mod changes;
 mod leftovers;
 mod stage;
@@ -57,6 +58,8 @@ struct Exchange {
     column: String,
     /// All columns that are not generated, quoted, in the order of the default partition.
     columns: Vec<String>,
+    /// Columns, constraints and indexes of the table, for comparison.
+    shape: String,
     /// Ranges of the partitions there were.
     ranges: Vec<Range>,
     /// The months in the order of time, then the new default partition.
@@ -117,7 +120,7 @@ fn copy_and_swap(exchange: &Exchange) -> Result<()> {
     exchange.report("making indexes");
     stage::complete(exchange)?;
     let started = Instant::now();
-    let mut changes = Changes::new(exchange);
+    let mut changes = Changes::new(exchange)?;
     settle(exchange, &mut changes, started, PATIENCE)?;
     exchange.report("comparing");
     changes.verify()?;
@@ -165,6 +168,25 @@ fn settle(
         }
     }
     Ok(())
+}
+
+/// What new partitions must equal, in a form that can be compared.
+fn shape(table: Oid) -> Result<String> {
+    Ok(spi::rows(
+        "SELECT pg_catalog.concat(
+            (SELECT pg_catalog.string_agg((a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attgenerated, a.attidentity,
+                                           pg_catalog.pg_get_expr(d.adbin, d.adrelid))::pg_catalog.text, ';' ORDER BY a.attnum)
+               FROM pg_catalog.pg_attribute a
+               LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+              WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped), '/',
+            (SELECT pg_catalog.string_agg((oid, convalidated)::pg_catalog.text, ';' ORDER BY oid) FROM pg_catalog.pg_constraint WHERE conrelid = $1), '/',
+            (SELECT pg_catalog.string_agg((indexrelid, indisvalid)::pg_catalog.text, ';' ORDER BY indexrelid) FROM pg_catalog.pg_index WHERE indrelid = $1))",
+        &[table.into()],
+        |row| row.get::<String>(1),
+    )?
+    .pop()
+    .flatten()
+    .unwrap_or_default())
 }
 
 fn pause(duration: Duration) {

@@ -1,6 +1,6 @@
 //! Before the swap: the tables, the trigger, the copy, and what makes the copies complete.
 
-use super::{Copy, Exchange, as_owner, as_owner_patiently};
+use super::{Copy, Exchange, as_owner, as_owner_patiently, shape};
 use crate::error::{Error, Result};
 use crate::partition::create::{
     self, Indexes, Maker, columns, require_same_owner, revoke_from_others, storage_parameter,
@@ -63,6 +63,7 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
             calendar,
             column: quote_identifier(&table.column),
             columns: columns(default.oid)?,
+            shape: shape(parent)?,
             ranges: table.ranges(),
             copies: Vec::with_capacity(planned.len() + 1),
             staging: Oid::INVALID,

@@ -2,7 +2,7 @@
 
 use super::changes::Changes;
 use super::stage::{self, RANGE_CHECK, has_range_check, is_captured};
-use super::{Exchange, as_owner};
+use super::{Exchange, as_owner, shape};
 use crate::error::{Error, Result};
 use crate::partition::create::Maker;
 use crate::partition::inspect::{Calendar, Table};
@@ -67,6 +67,7 @@ fn check(exchange: &Exchange, before: &Table) -> Result<()> {
     let table = Table::load(exchange.parent)?;
     if table != *before
         || table.owner != exchange.owner
+        || shape(exchange.parent)? != exchange.shape
         || table
             .default
             .as_ref()

@@ -135,6 +135,11 @@ fn who_waited_for_a_new_month_finds_every_row() {
             "WITH new AS (INSERT INTO log VALUES ('2024-03-20 00:00+00') RETURNING at) SELECT count(*) FROM new",
             "1",
         ),
+        (
+            0,
+            "WITH new AS (INSERT INTO log VALUES ('2024-03-20 00:00+00') RETURNING at) SELECT count(*) FROM new",
+            "1",
+        ),
     ] {
         maker.run(&format!(
             "TRUNCATE log; DROP TABLE IF EXISTS log_2024_03;
