@@ -174,7 +174,11 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
             exchange = due.exchange;
             let made = make(oid, &name, due.now);
             turn.more = due.full && made.is_ok();
-            check("create partition", made);
+            match made {
+                // So many came meanwhile that they must be copied.
+                Err(Error::WaitingRows { .. }) => exchange = true,
+                made => check("create partition", made),
+            }
         }
         (Err(error), _) => check("create partition", Err(error)),
     }

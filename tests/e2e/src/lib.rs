@@ -8,6 +8,6 @@ mod wait;
 
 pub use cluster::{Builder, Cluster, Mode, Shared};
 pub use postgres::error::DbError;
-pub use postgres::{Client, NoTls};
+pub use postgres::{Client, NoTls, SimpleQueryMessage};
 pub use session::Session;
 pub use wait::{SOON, wait_until};
