@@ -78,7 +78,7 @@ SELECT c.relkind::text, c.relpersistence::text, n.nspname::text, c.relname::text
  WHERE c.oid = $1";
 
 fn raw(oid: Oid) -> Result<Raw> {
-    spi::rows(FACTS, &[oid.into()], |row| {
+    spi::rows_of_kept(FACTS, &[oid], |row| {
         Ok(Raw {
             kind: row.get(1)?.unwrap_or_default(),
             persistence: row.get(2)?.unwrap_or_default(),

@@ -271,12 +271,12 @@ fn unusual(table: &Table) -> Result<(bool, bool, bool)> {
         .default
         .as_ref()
         .map_or(Oid::INVALID, |default| default.oid);
-    Ok(spi::rows(
+    Ok(spi::rows_of_kept(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = $1 AND inhdetachpending),
                 EXISTS (SELECT FROM audit_db.unfinished WHERE parent = $1),
                 EXISTS (SELECT FROM pg_catalog.pg_trigger
                          WHERE tgrelid = $2 AND tgfoid = 'audit_db.capture_change'::pg_catalog.regproc)",
-        &[table.oid.into(), default.into()],
+        &[table.oid, default],
         |row| {
             Ok((
                 row.get::<bool>(1)?.unwrap_or(false),

@@ -48,28 +48,25 @@ pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     identity::as_role(owner, body)
 }
 
-const COLUMNS: &str = "SELECT partition_interval, premake, retention, retention_action,
-       time_zone, storage_parameters, xmin, default_partition, index_count, home FROM audit_db.managed_tables";
+const SETTINGS: &str = "SELECT partition_interval, premake, retention, retention_action,
+       time_zone, storage_parameters, xmin, default_partition, index_count, home FROM audit_db.managed_tables
+ WHERE parent = $1::pg_catalog.regclass";
 
 pub fn find(table: Oid) -> Result<Option<Managed>> {
-    let found = spi::rows(
-        &format!("{COLUMNS} WHERE parent = $1::pg_catalog.regclass"),
-        &[table.into()],
-        |row| {
-            Ok((
-                row.get::<String>(1)?,
-                row.get::<i32>(2)?,
-                row.get::<Interval>(3)?,
-                row.get::<String>(4)?,
-                row.get::<String>(5)?,
-                row.get::<Vec<String>>(6)?,
-                row.get::<TransactionId>(7)?,
-                row.get::<bool>(8)?,
-                row.get::<i32>(9)?,
-                row.get::<String>(10)?,
-            ))
-        },
-    )?
+    let found = spi::rows_of_kept(SETTINGS, &[table], |row| {
+        Ok((
+            row.get::<String>(1)?,
+            row.get::<i32>(2)?,
+            row.get::<Interval>(3)?,
+            row.get::<String>(4)?,
+            row.get::<String>(5)?,
+            row.get::<Vec<String>>(6)?,
+            row.get::<TransactionId>(7)?,
+            row.get::<bool>(8)?,
+            row.get::<i32>(9)?,
+            row.get::<String>(10)?,
+        ))
+    })?
     .pop();
     let Some((
         interval,
@@ -135,7 +132,7 @@ pub fn oids_without_dropped() -> Result<Vec<Oid>> {
 }
 
 fn all() -> Result<Vec<(Oid, bool)>> {
-    Ok(spi::rows(
+    Ok(spi::rows_of_kept(
         "SELECT m.parent::pg_catalog.oid, c.oid IS NOT NULL
            FROM audit_db.managed_tables m
            LEFT JOIN pg_catalog.pg_class c ON c.oid = m.parent AND c.relkind = 'p'

@@ -3,7 +3,9 @@
 use crate::error::Result;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, SpiHeapTupleData};
+use pgrx::spi::{OwnedPreparedStatement, Spi, SpiClient, SpiHeapTupleData, SpiTupleTable};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 pub use pgrx::spi::{quote_identifier, quote_literal, quote_qualified_identifier};
 
@@ -22,6 +24,42 @@ pub fn rows<T>(
     args: &[DatumWithOid<'_>],
     convert: impl Fn(&SpiHeapTupleData<'_>) -> pgrx::spi::Result<T>,
 ) -> Result<Vec<T>> {
+    query(convert, |client| Ok(client.select(sql, None, args)?))
+}
+
+/// The same for queries that each cycle of a worker repeats: planned once in a process. All arguments are OIDs.
+pub fn rows_of_kept<T>(
+    sql: &'static str,
+    args: &[pg_sys::Oid],
+    convert: impl Fn(&SpiHeapTupleData<'_>) -> pgrx::spi::Result<T>,
+) -> Result<Vec<T>> {
+    query(convert, |client| {
+        let kept = KEPT.with_borrow(|kept| kept.get(sql).copied());
+        let statement = match kept {
+            Some(statement) => statement,
+            None => {
+                let types = vec![pg_sys::PgOid::from(pg_sys::OIDOID); args.len()];
+                // Never freed: a destructor at the end of the process would find no server to free it in.
+                let statement: &'static OwnedPreparedStatement =
+                    Box::leak(Box::new(client.prepare(sql, &types)?.keep()));
+                KEPT.with_borrow_mut(|kept| kept.insert(sql, statement));
+                statement
+            }
+        };
+        let args: Vec<DatumWithOid<'_>> = args.iter().map(|oid| (*oid).into()).collect();
+        Ok(client.select(statement, None, &args)?)
+    })
+}
+
+thread_local! {
+    /// Plans that are kept, by their text.
+    static KEPT: RefCell<HashMap<&'static str, &'static OwnedPreparedStatement>> = RefCell::default();
+}
+
+fn query<T>(
+    convert: impl Fn(&SpiHeapTupleData<'_>) -> pgrx::spi::Result<T>,
+    select: impl for<'conn> FnOnce(&SpiClient<'conn>) -> Result<SpiTupleTable<'conn>>,
+) -> Result<Vec<T>> {
     // A snapshot of its own: the statement's may be older than a lock we waited for. pgrx's `update` would take one too, but it
     // also takes a transaction id, which a standby has none of and a look costs for nothing.
     // SAFETY: pushed and popped in pairs; an error's abort pops what is left.
@@ -30,7 +68,7 @@ pub fn rows<T>(
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
     let rows = Spi::connect(|client| -> Result<Vec<T>> {
-        let table = client.select(sql, None, args)?;
+        let table = select(client)?;
         let mut converted = Vec::with_capacity(table.len());
         for row in table {
             converted.push(convert(&row)?);
