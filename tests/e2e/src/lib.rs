@@ -10,4 +10,4 @@ pub use cluster::{Builder, Cluster, Mode, Shared};
 pub use postgres::error::DbError;
 pub use postgres::{Client, NoTls, SimpleQueryMessage};
 pub use session::Session;
-pub use wait::{SOON, wait_until};
+pub use wait::{SOON, wait_until, wait_until_workers_rest};
