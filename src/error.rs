@@ -95,6 +95,7 @@ pub enum Error {
         there: i32,
         expected: i32,
     },
+    StillNeeded(String),
     CannotRepair {
         index: String,
         partition: String,
@@ -179,12 +180,14 @@ impl Error {
         }
     }
 
-    /// Whether the error says that a table changed while it was copied, and nothing came of it.
+    /// Whether the error says that a table changed while it was copied, and nothing came of it. A constraint may fail when only
+    /// a part of somebody's transaction has been brought over.
     pub fn is_broken_off(&self) -> bool {
-        matches!(
-            self,
-            Self::ExchangeBroken { .. } | Self::ContentsDiffer { kept: false, .. }
-        )
+        match self {
+            Self::ExchangeBroken { .. } | Self::ContentsDiffer { kept: false, .. } => true,
+            Self::Server(failure) => failure.sqlstate.starts_with("23"),
+            _ => false,
+        }
     }
 
     /// Whether somebody asked the session to stop, or the server is going down or out of resources.
@@ -460,6 +463,12 @@ impl Error {
                 format!("table {table} is being restored"),
                 Some(format!("It has {there} valid indexes; where it comes from it had {expected}.")),
                 Some("The worker begins when they are there. Call audit_db.manage_table to have it begin now.".into()),
+            ),
+            Self::StillNeeded(partition) => (
+                Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                format!("cannot drop partition {partition} because other objects depend on it"),
+                Some("Views, functions or columns of other tables depend on it.".into()),
+                Some("Drop them first; the partition stays attached until then.".into()),
             ),
             Self::CannotRepair {
                 index,

@@ -536,6 +536,22 @@ pub fn columns(table: Oid) -> Result<Vec<String>> {
     .collect())
 }
 
+/// Whether objects that are no part of it (views, functions, columns of other tables) depend on a partition.
+pub fn is_needed(partition: Oid) -> Result<bool> {
+    Ok(!spi::rows(
+        "SELECT 1 FROM pg_catalog.pg_class c, pg_catalog.pg_depend d
+          WHERE c.oid = $1 AND d.deptype = 'n'
+            AND (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid
+                 OR d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.refobjid = c.reltype)
+            AND d.classid IN ('pg_catalog.pg_rewrite'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
+                              'pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass)
+          LIMIT 1",
+        &[partition.into()],
+        |row| row.get::<i32>(1),
+    )?
+    .is_empty())
+}
+
 /// What is done to a partition is done as the table's owner, who must be its owner too.
 pub fn require_same_owner(table: &Table, partition: &Partition) -> Result<()> {
     if compat::owns_relation(partition.oid, table.owner) {

@@ -3,7 +3,7 @@
 //! cannot be written, and nothing else can be detached, until it is finished.
 
 use crate::error::{Error, Result};
-use crate::partition::create::require_same_owner;
+use crate::partition::create::{is_needed, require_same_owner};
 use crate::partition::inspect::{Partition, Table};
 use crate::partition::unfinished::{self, Step};
 use crate::partition::{events, retire, steps};
@@ -40,6 +40,10 @@ pub fn concurrently(
             return Ok(None);
         };
         require_same_owner(&table, &partition)?;
+        // Found out beforehand: once it is detached it is too late.
+        if action == RetentionAction::Drop && is_needed(partition.oid)? {
+            return Err(Error::StillNeeded(table.qualified_partition(&partition)));
+        }
         unfinished::begin_detach(parent, partition.oid, &action.text())?;
         Ok(Some((
             partition.oid,
@@ -50,7 +54,7 @@ pub fn concurrently(
     let Some((partition, owner, sql)) = begun else {
         return Ok(false);
     };
-    if let Err(error) = run_at_top_level(owner, &sql) {
+    if let Err(error) = run_at_top_level(owner, &sql, true) {
         xact::in_transaction(|| {
             if pending(parent)?.contains(&partition) {
                 return Ok(());
@@ -85,7 +89,7 @@ pub fn finish(parent: Oid, name: &str) -> Result<bool> {
     for partition in &begun {
         if let Some(table) = &table {
             let sql = xact::in_transaction(|| Ok(command(table, *partition, "FINALIZE")))?;
-            run_at_top_level(table.owner, &sql)?;
+            run_at_top_level(table.owner, &sql, true)?;
             xact::in_transaction(|| {
                 let partition = catalog::qualified_name(*partition).unwrap_or_default();
                 events::done(

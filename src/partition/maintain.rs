@@ -60,8 +60,10 @@ impl Memory {
         due
     }
 
-    pub fn cycle_ended(&mut self) {
+    /// A cycle over these tables has ended.
+    pub fn cycle_ended(&mut self, tables: &[Oid]) {
         self.first_cycle = false;
+        self.since.retain(|(table, _), _| tables.contains(table));
     }
 
     /// How long a fault has lasted; `None` when there is none.

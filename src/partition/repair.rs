@@ -97,6 +97,7 @@ fn fill(gap: &Gap, name: &str) -> Result<()> {
         let made = run_at_top_level(
             gap.owner,
             &gap.index.concurrent_command(&gap.partition_name),
+            false,
         );
         guc::fix_for_worker(c"default_tablespace", "");
         made?;
@@ -166,6 +167,7 @@ fn drop_invalid(gap: &Gap) -> Result<()> {
         run_at_top_level(
             gap.owner,
             &format!("DROP INDEX CONCURRENTLY {schema}.{}", index.name),
+            true,
         )?;
     }
     Ok(())

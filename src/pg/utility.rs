@@ -7,9 +7,10 @@ use std::ffi::{CString, c_long};
 
 /// Runs one command at top level, with the rights of `role`. The worker must be outside any transaction and hold no snapshot.
 ///
-/// Neither `lock_timeout` nor a time limit holds: what is interrupted in the middle leaves something behind (an invalid index,
-/// a pending detach) that later has to be finished. SIGTERM and pg_cancel_backend interrupt it all the same.
-pub fn run_at_top_level(role: pg_sys::Oid, sql: &str) -> Result<()> {
+/// `lock_timeout` does not hold: what is interrupted in the middle leaves something behind (an invalid index, a pending detach)
+/// that later has to be finished. `limited` commands are cancelled after ten minutes all the same, so that one session that
+/// never ends does not keep the worker from everything else; SIGTERM and pg_cancel_backend interrupt any.
+pub fn run_at_top_level(role: pg_sys::Oid, sql: &str, limited: bool) -> Result<()> {
     let text = CString::new(sql).map_err(|_| Error::Internal("command with a zero byte".into()))?;
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
@@ -32,12 +33,16 @@ pub fn run_at_top_level(role: pg_sys::Oid, sql: &str) -> Result<()> {
         pg_sys::SetUserIdAndSecContext(role, context | restricted as i32);
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr());
         let outcome = xact::catch(|| {
+            if limited {
+                xact::arm_step_timeout();
+            }
             pg_sys::MemoryContextSwitchTo(memory);
             run(&text);
             pg_sys::MemoryContextSwitchTo(memory);
             pg_sys::CommitTransactionCommand();
             Ok(())
         });
+        xact::disarm_step_timeout();
         if outcome.is_err() {
             pg_sys::AbortCurrentTransaction();
         }

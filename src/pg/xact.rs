@@ -98,12 +98,12 @@ unsafe extern "C-unwind" {
     fn disable_timeout(id: c_int, keep_indicator: bool);
 }
 
-fn arm_step_timeout() {
+pub(super) fn arm_step_timeout() {
     // SAFETY: the server registers this timeout in every process with a database; it cancels like a user would.
     unsafe { enable_timeout_after(STATEMENT_TIMEOUT, STEP_TIMEOUT_MS) };
 }
 
-fn disarm_step_timeout() {
+pub(super) fn disarm_step_timeout() {
     // SAFETY: disabling a timeout that is not armed is allowed.
     unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
 }

@@ -66,6 +66,8 @@ pub struct Slot {
     pub slow_pid: i32,
     /// There is work for such a process.
     pub slow_wanted: bool,
+    /// It has come to its end by itself.
+    pub slow_finished: bool,
     /// The session that keeps it away, for DROP EXTENSION.
     pub slow_held_by: i32,
     /// Somebody asks for a cycle now.
@@ -94,6 +96,7 @@ impl Slot {
         cycle_micros: None,
         slow_pid: 0,
         slow_wanted: false,
+        slow_finished: false,
         slow_held_by: 0,
         cycle_wanted: false,
         told_to_leave: false,
@@ -391,6 +394,7 @@ pub fn claim_slow(index: usize, pid: i32) -> Option<pg_sys::Oid> {
         return None;
     }
     slot.slow_pid = pid;
+    slot.slow_finished = false;
     Some(slot.database)
 }
 

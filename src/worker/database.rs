@@ -9,6 +9,7 @@ use crate::pg::{catalog, clock, guc, signal, worker, xact};
 use crate::settings;
 use crate::shmem::workers::{self, State};
 use crate::worker::state;
+use audit_db_core::backoff::Backoff;
 use pgrx::pg_sys;
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ fn run(index: usize) {
     let mut due = Instant::now();
     let mut first = true;
     let mut memory = Memory::new();
-    let mut slow: Option<Handle> = None;
+    let mut slow = Slow::default();
     // Every turn looks at everything there is to see before it waits: what came during a cycle is not missed.
     loop {
         if worker::reload_requested() {
@@ -72,22 +73,62 @@ fn run(index: usize) {
             }
             continue;
         }
-        if slow
+        let slow_due = slow.tend(index);
+        workers::update(index, |slot| slot.state = State::Idle);
+        xact::report_activity(None);
+        let next = slow_due.map_or(due, |slow_due| due.min(slow_due));
+        signal::wait(
+            next.saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1)),
+        );
+    }
+}
+
+/// Waits between restarts of a slow worker that did not come to its end.
+const RESTART: Backoff = Backoff {
+    base: Duration::from_secs(1),
+    cap: Duration::from_secs(300),
+};
+
+/// The slow worker of this database, as long as this worker lives.
+#[derive(Default)]
+struct Slow {
+    handle: Option<Handle>,
+    /// Ends in a row that were not its own.
+    failures: u32,
+    /// When it is started again.
+    again: Option<Instant>,
+}
+
+impl Slow {
+    /// Starts it where it is wanted, and again where it ended before its time. Returns when the next look is due.
+    fn tend(&mut self, index: usize) -> Option<Instant> {
+        if self
+            .handle
             .as_ref()
-            .is_none_or(|handle| handle.status() == Status::Stopped)
-            && workers::take_slow_wanted(index)
+            .is_some_and(|handle| handle.status() == Status::Stopped)
         {
-            slow = worker::start_slow_worker("audit_db_slow_worker_main", index);
-            if slow.is_none() {
+            self.handle = None;
+            if workers::get(index).slow_finished {
+                self.failures = 0;
+            } else {
+                let delay = RESTART.delay(self.failures, signal::my_pid() as u64);
+                self.failures = self.failures.saturating_add(1);
+                self.again = Some(Instant::now() + delay);
+            }
+        }
+        if self.again.is_some_and(|again| Instant::now() >= again) {
+            self.again = None;
+            workers::update(index, |slot| slot.slow_wanted = true);
+        }
+        if self.handle.is_none() && workers::take_slow_wanted(index) {
+            self.again = None;
+            self.handle = worker::start_slow_worker("audit_db_slow_worker_main", index);
+            if self.handle.is_none() {
                 note(index, Err(Error::NoWorkerSlot));
             }
         }
-        workers::update(index, |slot| slot.state = State::Idle);
-        xact::report_activity(None);
-        signal::wait(
-            due.saturating_duration_since(Instant::now())
-                .max(Duration::from_millis(1)),
-        );
+        self.again
     }
 }
 
@@ -110,12 +151,13 @@ fn cycle(index: usize, memory: &mut Memory) -> bool {
     let (mut more, mut slow) = (false, false);
     match xact::in_transaction(managed::oids_without_dropped) {
         Ok(tables) => {
-            for table in tables {
-                let turn = maintain::table(table, clock_moved, memory);
+            for table in &tables {
+                let turn = maintain::table(*table, clock_moved, memory);
                 last_error = turn.error.or(last_error);
                 more |= turn.more;
                 slow |= turn.slow;
             }
+            memory.cycle_ended(&tables);
             if memory.is_time_for_records() {
                 note(index, xact::in_transaction(events::purge));
                 if clock_moved.is_none() {
@@ -128,7 +170,6 @@ fn cycle(index: usize, memory: &mut Memory) -> bool {
             last_error = Some(error);
         }
     }
-    memory.cycle_ended();
     let last_error = last_error.map_or(String::new(), |error| error.failure().message);
     workers::record_error(index, &last_error);
     workers::update(index, |slot| {

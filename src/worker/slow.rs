@@ -23,7 +23,9 @@ pub extern "C-unwind" fn audit_db_slow_worker_main(argument: pg_sys::Datum) {
     worker::connect_to_database(database);
     // Commands at top level wait for others as long as it takes; steps set their own timeout.
     guc::fix_for_worker(c"lock_timeout", "0");
-    if run() {
+    let any = run();
+    workers::update(index, |slot| slot.slow_finished = true);
+    if any {
         workers::wake(database, true);
     }
 }

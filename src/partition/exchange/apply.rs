@@ -231,7 +231,7 @@ impl<'a> Batch<'a> {
     fn remove(&self, removed: &mut BTreeSet<i64>) -> Result<()> {
         for (copy, numbers) in self.copies_of(removed) {
             let copy = &self.exchange.copies[copy].qualified;
-            let log = &self.exchange.log_name;
+            let (log, column) = (&self.exchange.log_name, &self.exchange.column);
             let wanted = format!(
                 "{log} WHERE {} AND audit_db_change = ANY ('{{{}}}'::pg_catalog.int8[])",
                 self.condition,
@@ -244,8 +244,12 @@ impl<'a> Batch<'a> {
                     self.numbered(
                         "ctid AS audit_db_place",
                         &format!(
-                            "ONLY {copy} WHERE {column} IN (SELECT {column} FROM {wanted})",
-                            column = self.exchange.column
+                            "ONLY {copy} WHERE {column} {}",
+                            if self.exchange.key_is_indexed {
+                                format!("= ANY (ARRAY(SELECT DISTINCT {column} FROM {wanted}))")
+                            } else {
+                                format!("IN (SELECT {column} FROM {wanted})")
+                            },
                         )
                     ),
                     self.same()

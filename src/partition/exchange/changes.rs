@@ -137,8 +137,10 @@ impl<'a> Changes<'a> {
     /// Brings over at most `limit` changes that the transaction sees.
     fn apply(&self, limit: usize, routing: Routing) -> Result<Round> {
         as_owner_patiently(self.exchange, |scope| {
-            // The log has no statistics, and a copy is hardly ever worth reading as a whole.
+            // The log has no statistics, and what the planner makes of that must be right also when the batch is large: a copy is
+            // hardly ever worth reading as a whole, and thousands of rows are not compared with thousands one by one.
             scope.set(c"enable_seqscan", "off");
+            scope.set(c"enable_nestloop", "off");
             let batch = Batch::read(self.exchange, &self.hash, self.low.low(), limit)?;
             Ok(Round {
                 changes: batch.len(),

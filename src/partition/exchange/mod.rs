@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long the swap waits for snapshots that miss the latest changes, before it is tried all the same.
 const FOR_LATEST: Duration = Duration::from_secs(10);
+/// How long it waits for the transactions that are writing to the default partition when it begins.
+const FOR_WRITERS: Duration = Duration::from_secs(600);
 /// Between two attempts at the swap those who waited behind it get through.
 const BETWEEN_SWAPS: Duration = Duration::from_millis(500);
 
@@ -56,6 +58,8 @@ struct Exchange {
     calendar: Calendar,
     /// The key column, quoted.
     column: String,
+    /// Whether rows can be found by it through an index.
+    key_is_indexed: bool,
     /// All columns that are not generated, quoted, in the order of the default partition.
     columns: Vec<String>,
     /// Columns, constraints and indexes of the table, for comparison.
@@ -114,7 +118,14 @@ pub fn run_if_due(parent: Oid) -> Result<bool> {
 
 fn copy_and_swap(exchange: &Exchange) -> Result<()> {
     exchange.report("waiting for writers");
-    stage::capture(exchange)?;
+    let started = Instant::now();
+    stage::announce(exchange)?;
+    while let Err(error) = stage::capture(exchange) {
+        if !error.is_lock_timeout() || started.elapsed() > FOR_WRITERS {
+            return Err(error);
+        }
+        pause(BETWEEN_SWAPS);
+    }
     exchange.report("copying");
     stage::copy(exchange)?;
     exchange.report("making indexes");

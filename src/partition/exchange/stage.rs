@@ -3,7 +3,8 @@
 use super::{Copy, Exchange, as_owner, as_owner_patiently, shape};
 use crate::error::{Error, Result};
 use crate::partition::create::{
-    self, Indexes, Maker, columns, require_same_owner, revoke_from_others, storage_parameter,
+    self, Indexes, Maker, columns, is_needed, require_same_owner, revoke_from_others,
+    storage_parameter,
 };
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::waiting;
@@ -62,6 +63,7 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
             default_name: default.name.clone(),
             calendar,
             column: quote_identifier(&table.column),
+            key_is_indexed: key_is_indexed(parent)?,
             columns: columns(default.oid)?,
             shape: shape(parent)?,
             ranges: table.ranges(),
@@ -112,6 +114,19 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
 
 fn no_month() -> Error {
     Error::Internal("a month's table without its month".into())
+}
+
+fn key_is_indexed(table: Oid) -> Result<bool> {
+    let found = spi::rows(
+        "SELECT 1 FROM pg_catalog.pg_index i
+           JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = i.indrelid AND p.partattrs[0] = i.indkey[0]
+           JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+           JOIN pg_catalog.pg_am a ON a.oid = c.relam AND a.amname = 'btree'
+          WHERE i.indrelid = $1 AND i.indpred IS NULL AND i.indisvalid LIMIT 1",
+        &[table.into()],
+        |row| row.get::<i32>(1),
+    )?;
+    Ok(!found.is_empty())
 }
 
 /// A partitioned table that routes the copied rows.
@@ -250,17 +265,11 @@ fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
                 EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = $2),
                 EXISTS (SELECT FROM pg_catalog.pg_constraint
                          WHERE conrelid = $2 AND contype IN ('c', 'f') AND coninhcount = 0 AND conparentid = 0),
-                EXISTS (SELECT FROM pg_catalog.pg_depend
-                         WHERE (refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND refobjid = $2
-                                OR refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND refobjid = c.reltype)
-                           AND deptype = 'n'
-                           AND classid IN ('pg_catalog.pg_rewrite'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
-                                           'pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass)),
                 EXISTS (SELECT FROM pg_catalog.pg_publication_rel WHERE prrelid = $2),
                 EXISTS (SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = $2)
            FROM pg_catalog.pg_class c WHERE c.oid = $2",
         &[table.oid.into(), default.oid.into()],
-        |row| (1..=9).map(|index| row.get::<bool>(index)).collect::<pgrx::spi::Result<Vec<_>>>(),
+        |row| (1..=8).map(|index| row.get::<bool>(index)).collect::<pgrx::spi::Result<Vec<_>>>(),
     )?
     .pop()
     .unwrap_or_default();
@@ -271,7 +280,6 @@ fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
         "It bears triggers of its own, which the table does not have.",
         "It bears policies of its own.",
         "It bears constraints of its own, which the table does not have.",
-        "Views, functions or columns of other tables depend on it.",
         "It is published by its own name.",
         "A subscription writes into it.",
     ];
@@ -282,13 +290,18 @@ fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
     {
         return Ok(Some(reason));
     }
+    if is_needed(default.oid)? {
+        return Ok(Some(
+            "Views, functions or columns of other tables depend on it.",
+        ));
+    }
     Ok(waiting::copies_are_published(table.oid)?.then_some(
         "New tables in its schema are published for logical replication, and a replication slot of this database would send the copied rows to the subscribers a second time.",
     ))
 }
 
-/// From here on every change to the default partition is logged.
-pub(super) fn capture(exchange: &Exchange) -> Result<()> {
+/// Tells everybody where changes are logged, once the trigger is there.
+pub(super) fn announce(exchange: &Exchange) -> Result<()> {
     if !exchanges::begin(
         identity::my_database(),
         exchange.default,
@@ -297,6 +310,11 @@ pub(super) fn capture(exchange: &Exchange) -> Result<()> {
     ) {
         return Err(Error::TooManyExchanges);
     }
+    Ok(())
+}
+
+/// From here on every change to the default partition is logged.
+pub(super) fn capture(exchange: &Exchange) -> Result<()> {
     steps::in_transactions_with_retries(&exchange.name, |scope| {
         Deadline::start(scope, settings::lock_timeout())
             .lock(exchange.default, Mode::ShareRowExclusive);
@@ -406,14 +424,10 @@ pub(super) fn release_copies(exchange: &Exchange) -> Result<()> {
     })
 }
 
-/// Gives the copies what partitions of the table have.
+/// Gives the copies what partitions of the table have, but for foreign keys: those would act on the copies too when somebody
+/// changes the table they refer to.
 pub(super) fn complete(exchange: &Exchange) -> Result<()> {
-    let (definitions, foreign_keys) = xact::in_transaction(|| {
-        Ok((
-            indexes::of_table(exchange.parent, &exchange.name)?,
-            indexes::foreign_keys(exchange.parent)?,
-        ))
-    })?;
+    let definitions = xact::in_transaction(|| indexes::of_table(exchange.parent, &exchange.name))?;
     for copy in &exchange.copies {
         xact::in_transaction_of(Kind::Long, || {
             as_owner_patiently(exchange, |scope| {
@@ -423,28 +437,6 @@ pub(super) fn complete(exchange: &Exchange) -> Result<()> {
                 Ok(())
             })
         })?;
-        for (name, definition) in &foreign_keys {
-            // The other table is locked for a moment only; the rows are compared while everybody can write to it.
-            steps::in_transactions_with_retries(&exchange.name, |_scope| {
-                as_owner(exchange, || {
-                    spi::execute(
-                        &format!(
-                            "ALTER TABLE {} ADD CONSTRAINT {name} {definition} NOT VALID",
-                            copy.qualified
-                        ),
-                        &[],
-                    )
-                })
-            })?;
-            xact::in_transaction_of(Kind::Long, || {
-                as_owner_patiently(exchange, |_scope| {
-                    spi::execute(
-                        &format!("ALTER TABLE {} VALIDATE CONSTRAINT {name}", copy.qualified),
-                        &[],
-                    )
-                })
-            })?;
-        }
         // Plans are right from the first query on.
         xact::in_transaction_of(Kind::Long, || {
             as_owner_patiently(exchange, |_scope| {

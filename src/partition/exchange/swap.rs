@@ -6,7 +6,7 @@ use super::{Exchange, as_owner, shape};
 use crate::error::{Error, Result};
 use crate::partition::create::Maker;
 use crate::partition::inspect::{Calendar, Table};
-use crate::partition::{events, managed, unfinished};
+use crate::partition::{events, indexes, managed, unfinished};
 use crate::pg::catalog;
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
@@ -14,6 +14,7 @@ use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
 use crate::pg::xact;
 use audit_db_core::naming::partition_name;
 use audit_db_core::partition_plan::{self, Placement, Range};
+use pgrx::pg_sys::Oid;
 use std::time::{Duration, Instant};
 
 /// Changes that may be left for the moment in which nobody can read or write: some ten milliseconds' worth.
@@ -38,8 +39,9 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         let locked = Instant::now();
         check(exchange, &before)?;
         let contents = changes.finish(UNDER_LOCK)?;
-        let old_name = partition_name(&exchange.default_name, "exchanged");
-        as_owner(exchange, || replace(exchange, &before, &maker, &old_name))?;
+        as_owner(exchange, || detach(exchange, &before))?;
+        add_foreign_keys(exchange)?;
+        as_owner(exchange, || attach(exchange, &maker))?;
         unfinished::begin_verification(exchange.default, exchange.log, contents)?;
         let months: Vec<&str> = exchange
             .months()
@@ -96,11 +98,15 @@ fn check(exchange: &Exchange, before: &Table) -> Result<()> {
     Ok(())
 }
 
-fn replace(exchange: &Exchange, table: &Table, maker: &Maker<'_>, old_name: &str) -> Result<()> {
-    let parent = table.qualified();
+/// Takes the old default partition off its table, and its name.
+fn detach(exchange: &Exchange, table: &Table) -> Result<()> {
     let default = exchange.default_qualified();
+    let old_name = partition_name(&exchange.default_name, "exchanged");
     for sql in [
-        format!("ALTER TABLE {parent} DETACH PARTITION {default}"),
+        format!(
+            "ALTER TABLE {} DETACH PARTITION {default}",
+            table.qualified()
+        ),
         format!(
             "ALTER TABLE {default} RENAME TO {}",
             quote_identifier(old_name)
@@ -108,6 +114,43 @@ fn replace(exchange: &Exchange, table: &Table, maker: &Maker<'_>, old_name: &str
     ] {
         spi::execute(&sql, &[])?;
     }
+    Ok(())
+}
+
+/// Gives the copies the table's foreign keys without looking at their rows: they are the rows of the old default partition, for
+/// which the same foreign keys held until this moment. Made earlier, the keys would have acted on the copies too when somebody
+/// changed the table that they refer to.
+fn add_foreign_keys(exchange: &Exchange) -> Result<()> {
+    let foreign_keys = indexes::foreign_keys(exchange.parent)?;
+    if foreign_keys.is_empty() {
+        return Ok(());
+    }
+    as_owner(exchange, || {
+        for copy in &exchange.copies {
+            for (name, definition) in &foreign_keys {
+                spi::execute(
+                    &format!(
+                        "ALTER TABLE {} ADD CONSTRAINT {name} {definition} NOT VALID",
+                        copy.qualified
+                    ),
+                    &[],
+                )?;
+            }
+        }
+        Ok(())
+    })?;
+    // What VALIDATE CONSTRAINT does once it has looked at the rows; with the worker's own rights.
+    let copies: Vec<Oid> = exchange.copies.iter().map(|copy| copy.oid).collect();
+    spi::execute(
+        "UPDATE pg_catalog.pg_constraint SET convalidated = true
+          WHERE conrelid = ANY ($1) AND contype = 'f' AND NOT convalidated",
+        &[copies.into()],
+    )?;
+    Ok(())
+}
+
+/// Puts the months and the new default partition into place.
+fn attach(exchange: &Exchange, maker: &Maker<'_>) -> Result<()> {
     // The months first: beside a default partition each would have to be compared with it.
     for (copy, month) in exchange.months() {
         maker.attach(copy.oid, &copy.qualified, &maker.range_clause(month)?)?;

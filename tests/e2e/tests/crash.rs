@@ -154,7 +154,9 @@ fn nothing_is_lost_whoever_is_killed_while_a_default_is_emptied() {
                 break;
             }
             before_pid.clone_from(&last[0][0]);
-            let moment = Instant::now() + Duration::from_millis(random.below(2_500));
+            // The later ones also when it may be done.
+            let latest = if round < ROUNDS / 2 { 800 } else { 3_000 };
+            let moment = Instant::now() + Duration::from_millis(random.below(latest));
             while Instant::now() < moment {
                 match session.ask(slow) {
                     Some(now) if !now.is_empty() => last = now,

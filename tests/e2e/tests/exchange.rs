@@ -288,6 +288,48 @@ fn whatever_sessions_do_arrives() {
     assert_eq!(failures(&mut client), NONE);
 }
 
+/// What happens to the tables that events refer to reaches the default partition, and the copies only through it.
+#[test]
+fn foreign_keys_act_once() {
+    let mut client = CLUSTER.database("x_keys");
+    client.run(&format!(
+        "CREATE TABLE kind (name text PRIMARY KEY); CREATE TABLE place (name text PRIMARY KEY);
+         INSERT INTO kind VALUES ('read'), ('write'), ('rare'); INSERT INTO place VALUES ('here'), ('there');
+         CREATE TABLE log (at timestamptz NOT NULL, kind text REFERENCES kind ON DELETE CASCADE ON UPDATE CASCADE,
+                           place text REFERENCES place) PARTITION BY RANGE (at);
+         CREATE TABLE log_default PARTITION OF log DEFAULT;
+         INSERT INTO log SELECT at, CASE extract(minute FROM at)::int % 30 WHEN 0 THEN 'read' ELSE 'write' END, 'here' FROM ({FILL}) t (at);
+         INSERT INTO log SELECT at, 'rare', 'there' FROM ({FILL}) t (at) LIMIT 1000"
+    ));
+    let mut holder = hold("x_keys");
+    start(&mut client, "log");
+    wait_until_it_waits(&mut client);
+    client.run("UPDATE kind SET name = 'reading' WHERE name = 'read'; DELETE FROM kind WHERE name = 'rare'");
+    // Nothing refers to it any more, and the copies must not know better.
+    client.run("DELETE FROM place WHERE name = 'there'");
+    assert_eq!(
+        client.sqlstate("DELETE FROM place WHERE name = 'here'"),
+        "23503"
+    );
+    let before = contents(&mut client, "log");
+    holder.run("COMMIT");
+    wait_until_emptied(&mut client, "log");
+    assert_eq!(contents(&mut client, "log"), before);
+    assert_eq!(
+        client.column("SELECT DISTINCT kind FROM log ORDER BY 1"),
+        ["reading", "write"]
+    );
+    assert_eq!(failures(&mut client), NONE);
+    assert!(client.holds("SELECT bool_and(convalidated) FROM pg_constraint WHERE contype = 'f'"));
+    assert_eq!(
+        client.sqlstate("INSERT INTO log VALUES ('2024-02-02 00:00+00', 'nothing', 'here')"),
+        "23503"
+    );
+    client.run("DELETE FROM kind WHERE name = 'reading'");
+    assert_eq!(client.column("SELECT DISTINCT kind FROM log"), ["write"]);
+    assert_eq!(client.sqlstate("DELETE FROM place"), "23503");
+}
+
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -437,11 +479,11 @@ fn an_exchange_that_is_cancelled_or_ended_leaves_nothing() {
     wait_until_it_waits(&mut client);
     // Between two transactions there is nothing to cancel: it goes on.
     client
-        .run("SELECT pg_cancel_backend(slow_pid) FROM audit_db.workers WHERE slow_pid IS NOT NULL");
+        .run("SELECT pg_cancel_backend(slow_pid) FROM audit_db.workers WHERE slow_pid IS NOT NULL AND database = current_database()");
     client.run("INSERT INTO log VALUES ('2024-02-02 00:00+00')");
     wait_until_it_waits(&mut client);
     client.run(
-        "SELECT pg_terminate_backend(slow_pid) FROM audit_db.workers WHERE slow_pid IS NOT NULL",
+        "SELECT pg_terminate_backend(slow_pid) FROM audit_db.workers WHERE slow_pid IS NOT NULL AND database = current_database()",
     );
     wait_until_it_ends(&mut client);
     // Its trigger does nothing now.

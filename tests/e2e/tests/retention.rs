@@ -176,3 +176,30 @@ fn a_concurrent_detach_holds_up_nobody() {
         Vec::<Vec<String>>::new()
     );
 }
+
+/// What is still needed is not detached first and then left lying about.
+#[test]
+fn a_month_that_is_needed_stays_attached() {
+    let mut client = CLUSTER.database("r_needed");
+    client.run(
+        "CREATE TABLE log (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+         SELECT audit_db.manage_table('log', premake => 0, default_partition => false);
+         SELECT count(*) FROM audit_db.create_partitions('log', '2020-01-01', 3);
+         INSERT INTO log VALUES ('2020-02-02 00:00+00');
+         CREATE VIEW february AS SELECT * FROM log_2020_02;
+         SELECT audit_db.manage_table('log', premake => 0, default_partition => false, retention => '1 year')",
+    );
+    wait_until("the others have gone", SOON, || {
+        client
+            .column("SELECT partition FROM audit_db.partition_info('log') WHERE range_end < now()")
+            == ["log_2020_02"]
+    });
+    wait_until("it is said why", SOON, || {
+        client.holds("SELECT EXISTS (SELECT FROM audit_db.events_log WHERE object = 'public.log_2020_02' AND sqlstate = '2BP01')")
+    });
+    assert_eq!(client.value("SELECT count(*) FROM log"), "1");
+    client.run("DROP VIEW february");
+    wait_until("it goes too", SOON, || {
+        client.value("SELECT count(*) FROM log") == "0"
+    });
+}
