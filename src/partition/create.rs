@@ -13,6 +13,7 @@ use crate::settings;
 use audit_db_core::naming::{MAX_NAME_BYTES, partition_name};
 use audit_db_core::partition_plan::NewPartition;
 use pgrx::pg_sys::Oid;
+use std::time::Duration;
 
 /// Events are not dated further ahead than this, unless a clock is wrong.
 const AHEAD_MICROS: i64 = 86_400_000_000;
@@ -139,6 +140,7 @@ impl<'a> Maker<'a> {
                 } else {
                     None
                 },
+                settings::lock_timeout(),
             );
             for ((new, lower, upper), partition) in wanted.iter().zip(&partitions) {
                 let name = quote_qualified_identifier(&self.table.schema, &new.name);
@@ -191,7 +193,7 @@ impl<'a> Maker<'a> {
         identity::as_role(self.table.owner, || {
             let partition = self.build(&name, Indexes::Now)?;
             let name = quote_qualified_identifier(&self.table.schema, &name);
-            self.lock_others(scope, None);
+            self.lock_others(scope, None, settings::lock_timeout());
             self.attach(partition, &name, "DEFAULT")?;
             Ok(partition)
         })
@@ -289,8 +291,8 @@ impl<'a> Maker<'a> {
     /// default would find rows that move neither there nor in the partition that it does not know: hence ACCESS EXCLUSIVE on the
     /// table where rows move, and for the current period, whose events may arrive just now. An INSERT that waits for the default
     /// would be refused by the default's new constraint: hence SHARE ROW EXCLUSIVE for periods that events may be dated in.
-    pub fn lock_others(&self, scope: &Scope, on_table: Option<Mode>) {
-        let deadline = Deadline::start(scope, settings::lock_timeout());
+    pub fn lock_others(&self, scope: &Scope, on_table: Option<Mode>, timeout: Duration) {
+        let deadline = Deadline::start(scope, timeout);
         if let Some(mode) = on_table {
             deadline.lock(self.table.oid, mode);
         }

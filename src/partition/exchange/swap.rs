@@ -12,6 +12,7 @@ use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
 use crate::pg::xact;
+use crate::settings;
 use audit_db_core::naming::partition_name;
 use audit_db_core::partition_plan::{self, Placement, Range};
 use pgrx::pg_sys::Oid;
@@ -35,7 +36,9 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         let managed = managed::get(exchange.parent)?;
         let calendar = Calendar::new(before.key, &managed.time_zone)?;
         let maker = Maker::new(&before, &managed, calendar)?;
-        maker.lock_others(&scope, Some(Mode::AccessExclusive));
+        // Half of it for the wait, so that whoever waits for the locks, and then for the swap, waits no longer than for others.
+        let timeout = settings::lock_timeout() / 2;
+        maker.lock_others(&scope, Some(Mode::AccessExclusive), timeout);
         let locked = Instant::now();
         check(exchange, &before)?;
         let contents = changes.finish(UNDER_LOCK)?;

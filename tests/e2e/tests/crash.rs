@@ -367,3 +367,46 @@ fn the_old_default_goes_only_when_it_agrees() {
         client.run("DROP TABLE log; TRUNCATE audit_db.events_log");
     }
 }
+
+/// A standby is promoted while its primary is in the middle of an exchange: what was half done is cleared away, and done anew.
+#[test]
+fn a_standby_takes_over_in_the_middle() {
+    let primary = Cluster::builder()
+        .fast()
+        .set("audit_db.maintenance_interval", "1d")
+        .start();
+    let mut client = primary.database("pair");
+    client.run(
+        "CREATE TABLE log (at timestamptz NOT NULL, what text) PARTITION BY RANGE (at);
+         CREATE TABLE log_default PARTITION OF log DEFAULT;
+         INSERT INTO log SELECT timestamptz '2024-01-01' + n * interval '10 minutes' FROM generate_series(1, 8000) n",
+    );
+    let standby = Cluster::builder()
+        .fast()
+        .set("audit_db.maintenance_interval", "1d")
+        .start_standby_of(&primary);
+    let mut old = primary.connect("pair");
+    old.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class");
+    client.run("SELECT audit_db.manage_table('log', premake => 1)");
+    wait_until("the exchange waits", SOON, || {
+        client.holds("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%waiting for older snapshots%' AND backend_type = 'audit_db slow worker')")
+    });
+    client.run("INSERT INTO log VALUES ('2024-02-02', 'meanwhile')");
+    let mut reader = standby.connect("pair");
+    wait_until("the standby follows", SOON, || {
+        reader.value("SELECT count(*) FROM log") == "8001"
+    });
+    assert!(reader.holds("SELECT EXISTS (SELECT FROM audit_db.unfinished)"));
+    primary.stop(Mode::Immediate);
+    standby.promote();
+    wait_until("the new primary has done it all", LONG, || {
+        reader.holds(
+            "SELECT NOT EXISTS (SELECT FROM log_default) AND NOT EXISTS (SELECT FROM audit_db.unfinished)",
+        )
+    });
+    assert_eq!(reader.value("SELECT count(*) FROM log"), "8001");
+    assert_eq!(
+        reader.column("SELECT event FROM audit_db.events_log WHERE severity = 'error'"),
+        Vec::<String>::new()
+    );
+}

@@ -368,6 +368,38 @@ fn subscribers_notice_nothing() {
     subscriber.run("DROP SUBSCRIPTION s");
 }
 
+/// A subscription writes into partitions by their names: it would not find the rows' new places.
+#[test]
+fn a_default_that_a_subscription_fills_is_left_alone() {
+    let mut client = CLUSTER.database("k_source");
+    let table = "CREATE TABLE log (at timestamptz NOT NULL, what text) PARTITION BY RANGE (at);
+         CREATE TABLE log_default PARTITION OF log DEFAULT";
+    client.run(&format!(
+        "{table}; INSERT INTO log {TIMES}; CREATE PUBLICATION p FOR TABLE log"
+    ));
+    let mut subscriber = CLUSTER.database("k_target");
+    subscriber.run(table);
+    client.run("SELECT pg_create_logical_replication_slot('k_target', 'pgoutput')");
+    subscriber.run(&format!(
+        "CREATE SUBSCRIPTION s CONNECTION 'host={} port=5432 user=postgres dbname=k_source' PUBLICATION p WITH (create_slot = false, slot_name = k_target)",
+        CLUSTER.socket().display()
+    ));
+    wait_until("the rows are there", SOON, || {
+        subscriber.value("SELECT count(*) FROM log_default") == "2880"
+    });
+    subscriber.run("SELECT audit_db.manage_table('log', premake => 1)");
+    settle(
+        &mut subscriber,
+        "it is said why",
+        "SELECT EXISTS (SELECT FROM audit_db.events_log WHERE event = 'empty default partition' AND detail = 'A subscription writes into it.')",
+    );
+    client.run("INSERT INTO log VALUES ('2024-02-02 00:00+00', 'new')");
+    wait_until("what comes arrives", SOON, || {
+        subscriber.value("SELECT count(*) FROM log_default") == "2881"
+    });
+    subscriber.run("DROP SUBSCRIPTION s");
+}
+
 /// A table that another tool made: names and bounds of its own, gaps, open ends.
 #[test]
 fn a_table_of_another_tool() {
