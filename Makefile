@@ -1,11 +1,13 @@
 # Thin names over scripts/. PG_MAJOR (15) or PG_CONFIG choose the server.
 
-.PHONY: help demo demo-stop test install installcheck lint clean distclean
+.PHONY: help demo demo-stop test bench-partitions install installcheck lint clean distclean
 
 help:
 	@echo 'make demo          build, start a server of its own, load events, show what the extension does'
 	@echo 'make demo-stop     stop that server'
 	@echo 'make test          lint, unit tests, tests in the server, pg_regress, end to end'
+	@echo 'make bench-partitions'
+	@echo '                   partitions beside plain SQL and pg_partman: figures and ratios, some 20 minutes'
 	@echo 'make install       release build into the server of PG_CONFIG'
 	@echo 'make installcheck  pg_regress against a running server (PGHOST, PGPORT, PGUSER)'
 	@echo 'make lint          format, clippy, shellcheck'
@@ -20,6 +22,9 @@ demo-stop:
 
 test:
 	@scripts/test.sh
+
+bench-partitions:
+	@scripts/bench.sh partitions
 
 install:
 	@scripts/install.sh
