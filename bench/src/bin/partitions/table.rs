@@ -35,6 +35,10 @@ impl Place<'_> {
         session.run("SELECT audit_db.unmanage_table(parent) FROM audit_db.managed_tables");
         session.run("DELETE FROM partman.part_config");
         session.run("DROP TABLE IF EXISTS log, partman.template_public_log CASCADE");
+        // What was detached.
+        for table in session.column("SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace") {
+            session.run(&format!("DROP TABLE {table}"));
+        }
         session.run(TABLE);
         session
     }
@@ -81,6 +85,11 @@ pub fn partman_parent(first: i32, ahead: i32) -> String {
                 p_start_partition => {}::text)",
         month(first)
     )
+}
+
+/// audit_db takes the table over: the current month, so many ahead, and a default partition.
+pub fn managed(ahead: i32) -> String {
+    format!("SELECT audit_db.manage_table('log', premake => {ahead}, time_zone => 'UTC')")
 }
 
 /// audit_db's call for `count` months from `first` on.
