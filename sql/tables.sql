@@ -35,6 +35,7 @@ CREATE TABLE audit_db.unfinished (
     step text NOT NULL CHECK (step IN ('exchange', 'verification', 'detach')),
     tables oid[] NOT NULL DEFAULT '{}',
     action text,
+    range_end bigint,
     record_count bigint,
     record_hash numeric,
     started_at timestamptz NOT NULL DEFAULT now()
@@ -45,6 +46,7 @@ COMMENT ON COLUMN audit_db.unfinished.parent IS 'The managed table';
 COMMENT ON COLUMN audit_db.unfinished.step IS 'exchange: rows are being copied; verification: the old default partition is to be compared and dropped; detach: a concurrent detach';
 COMMENT ON COLUMN audit_db.unfinished.tables IS 'Tables that were made for an exchange';
 COMMENT ON COLUMN audit_db.unfinished.action IS 'What happens after a detach: drop, detach or archive:SCHEMA';
+COMMENT ON COLUMN audit_db.unfinished.range_end IS 'Upper bound of the partition that is detached, in microseconds since 2000-01-01, for keys without a time zone in local time';
 COMMENT ON COLUMN audit_db.unfinished.record_count IS 'Number of rows that the old default partition must have';
 COMMENT ON COLUMN audit_db.unfinished.record_hash IS 'Sum of the hashes of its rows';
 COMMENT ON COLUMN audit_db.unfinished.started_at IS 'When it began';

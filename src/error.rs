@@ -75,6 +75,7 @@ pub enum Error {
         reason: &'static str,
     },
     NotATrigger,
+    SweptAway,
     TooManyExchanges,
     OldSnapshots {
         default: String,
@@ -96,6 +97,10 @@ pub enum Error {
         expected: i32,
     },
     StillNeeded(String),
+    CannotRetire {
+        partition: String,
+        reason: &'static str,
+    },
     CannotRepair {
         index: String,
         partition: String,
@@ -415,9 +420,15 @@ impl Error {
             ),
             Self::NotATrigger => (
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "audit_db.capture_change can only be called as a trigger".into(),
+                "audit_db.capture_change can only be called by the triggers of an exchange".into(),
                 None,
                 None,
+            ),
+            Self::SweptAway => (
+                Code::ERRCODE_OBJECT_IN_USE,
+                "cannot drop what holds tables of an exchange that is going on".into(),
+                Some("A default partition in it is being emptied; the tables made for that belong to extension audit_db, which would be dropped too.".into()),
+                Some("audit_db.unfinished shows when it has ended. DROP TABLE of the audit table ends it at once.".into()),
             ),
             Self::TooManyExchanges => (
                 Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -467,8 +478,14 @@ impl Error {
             Self::StillNeeded(partition) => (
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 format!("cannot drop partition {partition} because other objects depend on it"),
-                Some("Views, functions or columns of other tables depend on it.".into()),
+                Some("Views, functions, policies, foreign keys or columns of other tables depend on it.".into()),
                 Some("Drop them first; the partition stays attached until then.".into()),
+            ),
+            Self::CannotRetire { partition, reason } => (
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("partition {partition} cannot be kept as a table of its own"),
+                Some((*reason).into()),
+                Some("The partition stays attached. Choose another retention_action with audit_db.manage_table, or change what stands in the way.".into()),
             ),
             Self::CannotRepair {
                 index,

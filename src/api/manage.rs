@@ -194,7 +194,7 @@ fn make_due(
     let planned = maintain::missing(&table, managed, &calendar, &ahead, usize::MAX)?;
     let all = planned.len();
     let (mut new, many) = match &table.default {
-        Some(default) if waiting::is_large(default.oid) => (Vec::new(), true),
+        Some(default) if waiting::is_large(default.oid)? => (Vec::new(), true),
         _ => {
             let waiting = Waiting::look(&table, managed, &calendar)?;
             let new = maintain::without_copying(&table, &waiting, planned)?;

@@ -318,7 +318,7 @@ impl<'a> Maker<'a> {
             return Ok(());
         };
         require_same_owner(self.table, default)?;
-        if waiting::is_large(default.oid) {
+        if waiting::is_large(default.oid)? {
             return Err(waiting::too_many(self.table));
         }
         Ok(())
@@ -538,15 +538,26 @@ pub fn columns(table: Oid) -> Result<Vec<String>> {
     .collect())
 }
 
-/// Whether objects that are no part of it (views, functions, columns of other tables) depend on a partition.
+/// Whether objects that are no part of it (views, functions, policies, foreign keys or columns of other tables) depend on a
+/// partition.
 pub fn is_needed(partition: Oid) -> Result<bool> {
     Ok(!spi::rows(
-        "SELECT 1 FROM pg_catalog.pg_class c, pg_catalog.pg_depend d
-          WHERE c.oid = $1 AND d.deptype = 'n'
+        "WITH part AS (SELECT relid FROM pg_catalog.pg_partition_tree($1))
+         SELECT 1 FROM pg_catalog.pg_class c
+           JOIN pg_catalog.pg_type t ON t.oid = c.reltype
+           JOIN pg_catalog.pg_depend d ON d.deptype = 'n'
             AND (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid
-                 OR d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.refobjid = c.reltype)
-            AND d.classid IN ('pg_catalog.pg_rewrite'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
-                              'pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass)
+                 OR d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.refobjid IN (t.oid, t.typarray))
+          WHERE c.oid IN (TABLE part)
+            AND (d.classid IN ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_class'::pg_catalog.regclass,
+                               'pg_catalog.pg_type'::pg_catalog.regclass)
+                 OR d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.oid = d.objid AND r.ev_class IN (TABLE part))
+                 OR d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_policy p WHERE p.oid = d.objid AND p.polrelid IN (TABLE part)))
+         UNION ALL
+         SELECT 1 FROM pg_catalog.pg_constraint
+          WHERE contype = 'f' AND confrelid IN (TABLE part) AND conrelid NOT IN (TABLE part) AND conparentid = 0
           LIMIT 1",
         &[partition.into()],
         |row| row.get::<i32>(1),

@@ -3,17 +3,17 @@
 //! cannot be written, and nothing else can be detached, until it is finished.
 
 use crate::error::{Error, Result};
-use crate::partition::create::{is_needed, require_same_owner};
-use crate::partition::inspect::{Partition, Table};
-use crate::partition::unfinished::{self, Step};
-use crate::partition::{events, retire, steps};
+use crate::partition::inspect::{Calendar, Partition, Table};
+use crate::partition::unfinished::{self, Step, Unfinished};
+use crate::partition::{events, managed, retire, steps};
 use crate::pg::guc::Scope;
-use crate::pg::lock::Deadline;
+use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi;
 use crate::pg::utility::run_at_top_level;
-use crate::pg::{catalog, identity, xact};
+use crate::pg::{catalog, clock, identity, xact};
 use crate::settings;
-use audit_db_core::retention::RetentionAction;
+use audit_db_core::partition_plan::{Bound, Range};
+use audit_db_core::retention::{self, RetentionAction};
 use pgrx::pg_sys::Oid;
 
 /// Partitions of a table whose detach was begun and not finished.
@@ -28,23 +28,38 @@ pub fn pending(parent: Oid) -> Result<Vec<Oid>> {
     .collect())
 }
 
+/// How the detach of a partition ended.
+pub enum Outcome {
+    /// It is detached, and what the settings say was done with it.
+    Retired,
+    /// It is gone, no longer expired, or somebody else is detaching it.
+    NotOurs,
+    /// It is detached, but the rest could not be done: it is kept as a plain table.
+    Kept(Error),
+}
+
 /// Detaches an expired partition and does with it what the settings say. `still` looks again whether it may go.
 pub fn concurrently(
     parent: Oid,
     name: &str,
     still: impl Fn(&Table) -> Result<Option<(Partition, RetentionAction)>>,
-) -> Result<bool> {
-    let begun = steps::in_transactions_with_retries(name, |_scope| {
+) -> Result<Outcome> {
+    let begun = steps::in_transactions_with_retries(name, |scope| {
+        Deadline::start(scope, settings::lock_timeout()).arm();
         let table = Table::load(parent)?;
         let Some((partition, action)) = still(&table)? else {
             return Ok(None);
         };
-        require_same_owner(&table, &partition)?;
-        // Found out beforehand: once it is detached it is too late.
-        if action == RetentionAction::Drop && is_needed(partition.oid)? {
-            return Err(Error::StillNeeded(table.qualified_partition(&partition)));
+        let Some(Bound::At(range_end)) = partition.range.map(|range| range.upper) else {
+            return Ok(None);
+        };
+        // What somebody else began may be meant to be kept.
+        if pending(parent)?.contains(&partition.oid) {
+            return Ok(None);
         }
-        unfinished::begin_detach(parent, partition.oid, &action.text())?;
+        // Found out beforehand: once it is detached it is too late.
+        retire::require_disposable(&table, &partition, &action)?;
+        unfinished::begin_detach(parent, partition.oid, &action.text(), range_end)?;
         Ok(Some((
             partition.oid,
             table.owner,
@@ -52,7 +67,7 @@ pub fn concurrently(
         )))
     })?;
     let Some((partition, owner, sql)) = begun else {
-        return Ok(false);
+        return Ok(Outcome::NotOurs);
     };
     if let Err(error) = run_at_top_level(owner, &sql, true) {
         xact::in_transaction(|| {
@@ -63,8 +78,7 @@ pub fn concurrently(
         })?;
         return Err(error);
     }
-    conclude(parent, partition, name)?;
-    Ok(true)
+    conclude(parent, partition, name)
 }
 
 fn command(table: &Table, partition: Oid, how: &str) -> String {
@@ -75,16 +89,23 @@ fn command(table: &Table, partition: Oid, how: &str) -> String {
     )
 }
 
-/// Finishes every detach of a table that was interrupted, whoever began it, and what was to follow. `true`: there was some.
-pub fn finish(parent: Oid, name: &str) -> Result<bool> {
-    let (begun, table) = xact::in_transaction(|| {
-        let begun = pending(parent)?;
+/// Finishes detaches of a table that were interrupted, and what was to follow: our own, and with `others` whoever began them.
+/// `true`: there was some.
+pub fn finish(parent: Oid, name: &str, others: bool) -> Result<bool> {
+    let (begun, left, table) = xact::in_transaction(|| {
+        let left = unfinished::of_table(parent)?;
+        let ours = |oid: &Oid| {
+            left.iter()
+                .any(|entry| entry.step == Step::Detach && entry.object == *oid)
+        };
+        let mut begun = pending(parent)?;
+        begun.retain(|oid| others || ours(oid));
         let table = if begun.is_empty() {
             None
         } else {
             Some(Table::load(parent)?)
         };
-        Ok((begun, table))
+        Ok((begun, left, table))
     })?;
     for partition in &begun {
         if let Some(table) = &table {
@@ -100,7 +121,6 @@ pub fn finish(parent: Oid, name: &str) -> Result<bool> {
             })?;
         }
     }
-    let left = xact::in_transaction(|| unfinished::of_table(parent))?;
     let mut any = !begun.is_empty();
     for entry in left.iter().filter(|entry| entry.step == Step::Detach) {
         any = true;
@@ -109,34 +129,78 @@ pub fn finish(parent: Oid, name: &str) -> Result<bool> {
     Ok(any)
 }
 
-/// What follows a detach: the partition is dropped, or protected and perhaps moved.
-fn conclude(parent: Oid, partition: Oid, name: &str) -> Result<()> {
-    steps::in_transactions_with_retries(name, |scope: &Scope| {
-        let entry = unfinished::of_table(parent)?
+/// What follows a detach: the partition is dropped, or protected and perhaps moved. While it was being detached nobody was kept
+/// from changing his mind: what the settings no longer say is not done.
+fn conclude(parent: Oid, partition: Oid, name: &str) -> Result<Outcome> {
+    let done = steps::in_transactions_with_retries(name, |scope: &Scope| {
+        let Some(entry) = unfinished::of_table(parent)?
             .into_iter()
-            .find(|entry| entry.object == partition);
-        let action = entry
-            .and_then(|entry| entry.action)
-            .and_then(|text| RetentionAction::parse(&text));
+            .find(|entry| entry.object == partition && entry.step == Step::Detach)
+        else {
+            return Ok(Outcome::NotOurs);
+        };
         unfinished::remove(partition)?;
-        let (Some(action), Some(qualified)) = (action, catalog::qualified_name(partition)) else {
-            return Ok(());
+        let (Some(qualified), Some(partition_name)) = (
+            catalog::qualified_name(partition),
+            catalog::relation_name(partition),
+        ) else {
+            return Ok(Outcome::NotOurs);
         };
         // Still attached: the detach was not begun, and the next run decides anew.
         if catalog::is_partition(partition) {
-            return Ok(());
+            return Ok(Outcome::NotOurs);
         }
+        // The table is gone: what was detached from it stays.
+        if catalog::relation_owner(parent).is_none() {
+            return Ok(Outcome::NotOurs);
+        }
+        let deadline = Deadline::start(scope, settings::lock_timeout());
+        deadline.lock(parent, Mode::ShareUpdateExclusive);
+        deadline.lock(partition, Mode::AccessExclusive);
         let table = Table::load(parent)?;
-        let partition_name =
-            catalog::relation_name(partition).ok_or(Error::NoSuchRelation(partition.to_u32()))?;
-        Deadline::start(scope, settings::lock_timeout()).arm();
+        let wanted = wanted_still(&table, &entry)?;
+        let action = wanted.clone().unwrap_or(RetentionAction::Detach);
         identity::as_role(table.owner, || {
             retire::dispose(&table, partition, &partition_name, &qualified, &action)
         })?;
-        events::done(
-            &format!("partition {}", action.done()),
-            &qualified,
-            &format!("retention of {name}"),
-        )
-    })
+        match wanted {
+            Some(action) => events::done(
+                &format!("partition {}", action.done()),
+                &qualified,
+                &format!("retention of {name}"),
+            )?,
+            None => events::done(
+                "partition detached",
+                &qualified,
+                &format!("kept: the settings of {name} were changed while it was being detached"),
+            )?,
+        }
+        Ok(Outcome::Retired)
+    });
+    match done {
+        Err(error) if !error.is_lock_timeout() && !error.is_cancel() => {
+            // It will not get better by itself, and must not keep the table from everything else.
+            xact::in_transaction(|| unfinished::remove(partition))?;
+            Ok(Outcome::Kept(error))
+        }
+        done => done,
+    }
+}
+
+/// What is to be done with a partition that was detached, if the table's settings still say so.
+fn wanted_still(table: &Table, entry: &Unfinished) -> Result<Option<RetentionAction>> {
+    let Some(managed) = managed::find(table.oid)? else {
+        return Ok(None);
+    };
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    let (Some(end), Some(now)) = (
+        entry.range_end,
+        calendar.position_at(clock::transaction_start()),
+    ) else {
+        return Ok(None);
+    };
+    let range = Range::new(end.saturating_sub(1), end);
+    let expired = !retention::expired(&[range], managed.retention, now, &calendar).is_empty();
+    let same = entry.action.as_deref() == Some(managed.action.text().as_str());
+    Ok((expired && same).then_some(managed.action))
 }

@@ -54,6 +54,18 @@ pub fn failed(event: &str, object: &str, failure: &Failure) -> Result<()> {
     })
 }
 
+/// Whether something could not be done within the last day.
+pub fn has_failed_lately(event: &str, object: &str) -> Result<bool> {
+    Ok(!spi::rows(
+        "SELECT 1 FROM audit_db.events_log
+          WHERE severity = 'error' AND event = $1 AND object = $2
+            AND last_at > pg_catalog.now() - interval '1 day' LIMIT 1",
+        &[event.into(), object.into()],
+        |row| row.get::<i32>(1),
+    )?
+    .is_empty())
+}
+
 /// Removes entries that are too old.
 pub fn purge() -> Result<()> {
     as_extension_owner(|| {

@@ -25,6 +25,24 @@ pub struct Constraint {
     /// As in `pg_constraint.contype`.
     pub kind: String,
     definition: String,
+    /// Of the index, as in WITH (…).
+    parameters: Option<String>,
+}
+
+impl Constraint {
+    /// The constraint without, and the words about, when it is checked.
+    fn parts(&self) -> (&str, &str) {
+        let at = self
+            .definition
+            .rfind(" DEFERRABLE")
+            .unwrap_or(self.definition.len());
+        self.definition.split_at(at)
+    }
+
+    /// When it is checked, as clauses of a constraint; empty where at once.
+    pub fn deferrability(&self) -> &str {
+        self.parts().1
+    }
 }
 
 impl Definition {
@@ -35,7 +53,15 @@ impl Definition {
             self.tablespace.as_deref().unwrap_or(""),
         );
         let sql = match &self.constraint {
-            Some(constraint) => format!("ALTER TABLE {target} ADD {}", constraint.definition),
+            Some(constraint) => {
+                let (what, when) = constraint.parts();
+                let with = constraint
+                    .parameters
+                    .as_ref()
+                    .filter(|_| constraint.kind != "x")
+                    .map_or(String::new(), |parameters| format!(" WITH ({parameters})"));
+                format!("ALTER TABLE {target} ADD {what}{with}{when}")
+            }
             None => self.command("", target),
         };
         spi::execute(&sql, &[])?;
@@ -93,7 +119,8 @@ fn list(table: Oid, qualified: &str, condition: &str) -> Result<Vec<Definition>>
         &format!(
             "SELECT i.indexrelid, pg_catalog.quote_ident(c.relname), i.indisunique,
                     pg_catalog.pg_get_indexdef(i.indexrelid), c.relkind::text, t.spcname::text,
-                    con.contype::text, pg_catalog.pg_get_constraintdef(con.oid)
+                    con.contype::text, pg_catalog.pg_get_constraintdef(con.oid),
+                    pg_catalog.array_to_string(c.reloptions, ', ')
                FROM pg_catalog.pg_index i
                JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
                LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
@@ -112,12 +139,13 @@ fn list(table: Oid, qualified: &str, condition: &str) -> Result<Vec<Definition>>
                 row.get::<String>(6)?,
                 row.get::<String>(7)?,
                 row.get::<String>(8)?,
+                row.get::<String>(9)?,
             ))
         },
     )?;
     rows.into_iter()
         .map(
-            |(oid, name, unique, text, kind, tablespace, constraint, definition)| {
+            |(oid, name, unique, text, kind, tablespace, constraint, definition, parameters)| {
                 let start = format!(
                     "CREATE {}INDEX {name} ON {}{qualified} ",
                     if unique { "UNIQUE " } else { "" },
@@ -132,9 +160,11 @@ fn list(table: Oid, qualified: &str, condition: &str) -> Result<Vec<Definition>>
                     unique,
                     tail: tail.to_owned(),
                     tablespace,
-                    constraint: constraint
-                        .zip(definition)
-                        .map(|(kind, definition)| Constraint { kind, definition }),
+                    constraint: constraint.zip(definition).map(|(kind, definition)| Constraint {
+                        kind,
+                        definition,
+                        parameters,
+                    }),
                 })
             },
         )

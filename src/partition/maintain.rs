@@ -8,7 +8,8 @@ use crate::partition::waiting::{self, MOVED_LIMIT, Waiting};
 use crate::partition::{events, retire, steps};
 use crate::pg::guc::Scope;
 use crate::pg::spi;
-use crate::pg::{catalog, clock, identity, xact};
+use crate::pg::xact::{self, Kind};
+use crate::pg::{catalog, clock, identity};
 use crate::settings;
 use audit_db_core::partition_plan::{self, Facts, NewPartition, Placement, Policy};
 use pgrx::pg_sys::Oid;
@@ -27,7 +28,7 @@ const BETWEEN_RECORDS: Duration = Duration::from_secs(60);
 /// What a worker remembers from cycle to cycle: since when something has been as it should not be.
 pub struct Memory {
     since: HashMap<(Oid, Fault), Instant>,
-    /// Nobody can have begun anything before the first cycle that is still going on after it.
+    /// Nobody can have begun anything before the first cycle of a server that has just started.
     first_cycle: bool,
     /// When the log was last purged and the clock written down.
     records: Option<Instant>,
@@ -87,6 +88,10 @@ pub struct Turn {
     pub error: Option<Error>,
     /// There is work for the slow worker.
     pub slow: bool,
+    /// Of that, missing indexes that nobody can be about to make.
+    pub repair: bool,
+    /// And a detach that nobody can be at.
+    pub finish: bool,
     /// There is more to do at once.
     pub more: bool,
 }
@@ -100,7 +105,7 @@ struct Survey {
     due: Result<Due>,
     expired: Result<bool>,
     pending: bool,
-    /// Something of an exchange, or of a detach, is unfinished or going on.
+    /// Something is unfinished or going on.
     unfinished: bool,
     invalid_index: Option<String>,
     restoring: Option<Error>,
@@ -208,9 +213,12 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
     // Whoever is in the middle of a staged index or a concurrent detach gets one cycle's time to finish it himself.
     let interval = settings::maintenance_interval();
     let pending = memory.lasted(oid, Fault::PendingDetach, survey.pending);
-    let pending = pending.is_some_and(|lasted| lasted >= interval || memory.first_cycle);
+    let pending =
+        pending.is_some_and(|lasted| lasted >= interval || memory.first_cycle && clock::just_started());
     let invalid = memory.lasted(oid, Fault::InvalidIndex, has_invalid);
     let invalid = invalid.is_some_and(|lasted| lasted >= interval);
+    turn.repair = invalid;
+    turn.finish = pending;
     turn.slow |= exchange || pending || invalid || survey.unfinished;
     turn
 }
@@ -231,19 +239,14 @@ fn survey(oid: Oid) -> Result<Option<Survey>> {
     let table = Table::load(oid)?;
     let name = table.qualified();
     let calendar = Calendar::new(table.key, &managed.time_zone)?;
-    let (pending, unfinished, stray_trigger) = unusual(&table)?;
-    let lacks_indexes = table.invalid_index.is_some() || table.index_count < managed.index_count;
+    let unusual = unusual(&table)?;
     let at_home = managed.home.as_deref() == Some(managed::home_of(oid).as_str());
-    let restoring = (!at_home && lacks_indexes).then(|| Error::Restoring {
-        table: name.clone(),
-        there: table.index_count - i32::from(table.invalid_index.is_some()),
-        expected: managed.index_count,
-    });
+    let restoring = restoring(&table, &managed);
     let complete = (table.invalid_index.is_none()
         && restoring.is_none()
         && (!at_home || table.index_count != managed.index_count))
         .then_some(table.index_count);
-    let due = if unfinished {
+    let due = if unusual.exchange {
         // The slow worker is at it, or will clear it away first.
         Ok(Due::default())
     } else {
@@ -256,19 +259,51 @@ fn survey(oid: Oid) -> Result<Option<Survey>> {
         name,
         side_doors: (table.row_security || table.force_row_security)
             && !open_side_doors(oid)?.is_empty(),
-        lacks_default: managed.default_partition && table.default.is_none() && !unfinished,
+        lacks_default: managed.default_partition && table.default.is_none() && !unusual.exchange,
         due,
         expired,
-        pending,
-        unfinished: unfinished || stray_trigger,
+        pending: unusual.pending,
+        unfinished: unusual.unfinished || unusual.stray_trigger,
         invalid_index: table.invalid_index,
         restoring,
         complete,
     }))
 }
 
-/// Whether a detach is pending, something is unfinished, and a trigger of ours is on the default partition.
-fn unusual(table: &Table) -> Result<(bool, bool, bool)> {
+/// Why a table must be left alone because it is being restored, if so: its settings came from elsewhere, and not all of its
+/// indexes are there.
+pub fn restoring(table: &Table, managed: &Managed) -> Option<Error> {
+    let at_home = managed.home.as_deref() == Some(managed::home_of(table.oid).as_str());
+    let lacks_indexes = table.invalid_index.is_some() || table.index_count < managed.index_count;
+    (!at_home && lacks_indexes).then(|| Error::Restoring {
+        table: table.qualified(),
+        there: table.index_count - i32::from(table.invalid_index.is_some()),
+        expected: managed.index_count,
+    })
+}
+
+/// The same question for a managed table.
+pub fn is_restoring(oid: Oid) -> Result<bool> {
+    match managed::find(oid)? {
+        Some(managed) => Ok(restoring(&Table::load(oid)?, &managed).is_some()),
+        None => Ok(false),
+    }
+}
+
+/// What a table rarely has.
+#[derive(Default)]
+struct Unusual {
+    /// A detach is pending.
+    pending: bool,
+    /// Something is unfinished or going on.
+    unfinished: bool,
+    /// Of that, an exchange before its swap.
+    exchange: bool,
+    /// A trigger of ours is on the default partition.
+    stray_trigger: bool,
+}
+
+fn unusual(table: &Table) -> Result<Unusual> {
     let default = table
         .default
         .as_ref()
@@ -276,15 +311,17 @@ fn unusual(table: &Table) -> Result<(bool, bool, bool)> {
     Ok(spi::rows_of_kept(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = $1 AND inhdetachpending),
                 EXISTS (SELECT FROM audit_db.unfinished WHERE parent = $1),
+                EXISTS (SELECT FROM audit_db.unfinished WHERE parent = $1 AND step = 'exchange'),
                 EXISTS (SELECT FROM pg_catalog.pg_trigger
                          WHERE tgrelid = $2 AND tgfoid = 'audit_db.capture_change'::pg_catalog.regproc)",
         &[table.oid, default],
         |row| {
-            Ok((
-                row.get::<bool>(1)?.unwrap_or(false),
-                row.get::<bool>(2)?.unwrap_or(false),
-                row.get::<bool>(3)?.unwrap_or(false),
-            ))
+            Ok(Unusual {
+                pending: row.get(1)?.unwrap_or(false),
+                unfinished: row.get(2)?.unwrap_or(false),
+                exchange: row.get(3)?.unwrap_or(false),
+                stray_trigger: row.get(4)?.unwrap_or(false),
+            })
         },
     )?
     .pop()
@@ -321,21 +358,31 @@ pub fn missing(
     Ok(partition_plan::missing(&facts, &policy, calendar))
 }
 
-/// What waits in a table's default partition, where it must be copied into its months.
-pub fn waiting_for_exchange(
-    table: &Table,
-    managed: &Managed,
-    calendar: &Calendar,
-) -> Result<Option<Waiting>> {
-    if table.invalid_index.is_some() {
-        return Ok(None);
-    }
-    let waiting = Waiting::look(table, managed, calendar)?;
-    let due = divide(table, managed, calendar, &waiting)?;
-    Ok(due.exchange.then_some(waiting))
+/// What waits in a table's default partition, where it must be copied into its months. Reads all of it: without a lock that
+/// anybody would feel, and as long as it takes.
+pub fn waiting_for_exchange(parent: Oid) -> Result<Option<Waiting>> {
+    xact::in_transaction_of(Kind::Long, || {
+        let (table, managed) = (Table::load(parent)?, managed::get(parent)?);
+        if table.invalid_index.is_some() || table.default.is_none() {
+            return Ok(None);
+        }
+        let calendar = Calendar::new(table.key, &managed.time_zone)?;
+        let waiting = Waiting::look(&table, &managed, &calendar)?;
+        let due = divide(&table, &managed, &calendar, &waiting)?;
+        Ok(due.exchange.then_some(waiting))
+    })
 }
 
 fn due(table: &Table, managed: &Managed, calendar: &Calendar) -> Result<Due> {
+    // Months cannot be attached beside it, and to read it takes time that the slow worker has.
+    if let Some(default) = &table.default
+        && waiting::is_large(default.oid)?
+    {
+        return Ok(Due {
+            exchange: true,
+            ..Due::default()
+        });
+    }
     let waiting = Waiting::look(table, managed, calendar)?;
     divide(table, managed, calendar, &waiting)
 }
@@ -365,7 +412,7 @@ pub fn without_copying(
     if planned.is_empty() || catalog::has_no_pages(default.oid) {
         return Ok(planned);
     }
-    if waiting::is_large(default.oid) {
+    if waiting::is_large(default.oid)? {
         return Ok(Vec::new());
     }
     let movable = waiting::why_not_movable(default.oid)?.is_none();

@@ -3,13 +3,15 @@
 
 use crate::error::{Error, Result};
 use crate::partition::create::require_same_owner;
-use crate::partition::indexes::{self, Definition};
+use crate::partition::indexes::{self, Constraint, Definition};
 use crate::partition::inspect::{Partition, Table};
 use crate::partition::{events, steps};
 use crate::pg::guc;
+use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier};
 use crate::pg::utility::run_at_top_level;
 use crate::pg::{catalog, identity, xact};
+use crate::settings;
 use pgrx::pg_sys::Oid;
 
 /// One index that a partition lacks.
@@ -27,13 +29,27 @@ pub fn run(parent: Oid, name: &str) -> Result<bool> {
     let gaps = xact::in_transaction(|| gaps(parent))?;
     let mut outcome = Ok(false);
     for gap in gaps {
+        let object = format!("{} on {}", gap.index_name, gap.partition_name);
+        // What cannot be built (its rows are not unique) would be built in vain every time.
+        if xact::in_transaction(|| events::has_failed_lately(EVENT, &object))? {
+            continue;
+        }
         match fill(&gap, name) {
             Ok(()) => outcome = outcome.map(|_| true),
-            Err(error) => outcome = outcome.and(Err(error)),
+            Err(error) => {
+                error.warn();
+                if error.is_lock_timeout() || error.is_cancel() {
+                    outcome = outcome.and(Err(error));
+                } else {
+                    xact::in_transaction(|| events::failed(EVENT, &object, &error.failure()))?;
+                }
+            }
         }
     }
     outcome
 }
+
+const EVENT: &str = "index";
 
 fn gaps(parent: Oid) -> Result<Vec<Gap>> {
     let table = Table::load(parent)?;
@@ -81,12 +97,8 @@ fn fill(gap: &Gap, name: &str) -> Result<()> {
     if !xact::in_transaction(|| Ok(catalog::is_plain_table(gap.partition.oid)))? {
         return Err(refuse("The partition is not a plain table."));
     }
-    let constraint = gap
-        .index
-        .constraint
-        .as_ref()
-        .map(|constraint| constraint.kind.as_str());
-    if constraint == Some("x") {
+    let constraint = gap.index.constraint.as_ref();
+    if constraint.is_some_and(|constraint| constraint.kind == "x") {
         return Err(refuse(
             "An exclusion constraint cannot be made while others write.",
         ));
@@ -110,13 +122,19 @@ fn fill(gap: &Gap, name: &str) -> Result<()> {
     steps::in_transactions_with_retries(name, |_scope| {
         identity::as_role(gap.owner, || {
             if found.constraint.is_none()
-                && let Some(kind @ ("p" | "u")) = constraint
+                && let Some(constraint) = constraint
             {
-                let kind = if kind == "p" { "PRIMARY KEY" } else { "UNIQUE" };
+                let kind = if constraint.kind == "p" {
+                    "PRIMARY KEY"
+                } else {
+                    "UNIQUE"
+                };
                 spi::execute(
                     &format!(
-                        "ALTER TABLE {} ADD {kind} USING INDEX {}",
-                        gap.partition_name, found.name
+                        "ALTER TABLE {} ADD {kind} USING INDEX {}{}",
+                        gap.partition_name,
+                        found.name,
+                        constraint.deferrability()
                     ),
                     &[],
                 )?;
@@ -140,35 +158,35 @@ fn fill(gap: &Gap, name: &str) -> Result<()> {
 /// A valid index of the partition that is made like the table's and belongs to no other.
 fn find(gap: &Gap) -> Result<Option<Definition>> {
     xact::in_transaction(|| {
-        let wanted = gap
-            .index
-            .constraint
-            .as_ref()
-            .map(|constraint| &constraint.kind);
+        let like = |constraint: &Constraint| {
+            (
+                constraint.kind.clone(),
+                constraint.deferrability().to_owned(),
+            )
+        };
+        let wanted = gap.index.constraint.as_ref().map(like);
         Ok(indexes::unattached(gap.partition.oid, &gap.partition_name)?
             .into_iter()
             .find(|index| {
-                let kind = index.constraint.as_ref().map(|constraint| &constraint.kind);
-                index.equals(&gap.index) && (kind.is_none() || kind == wanted)
+                let found = index.constraint.as_ref().map(like);
+                index.equals(&gap.index) && (found.is_none() || found == wanted)
             }))
     })
 }
 
-/// What an earlier attempt that was interrupted has left.
+/// What an earlier attempt that was interrupted has left. Looked at again under the lock: somebody may be making it just now.
 fn drop_invalid(gap: &Gap) -> Result<()> {
-    let (left, schema) = xact::in_transaction(|| {
-        Ok((
-            indexes::invalid(gap.partition.oid, &gap.partition_name)?,
-            catalog::schema_of(gap.partition.oid),
-        ))
-    })?;
-    let schema = quote_identifier(schema.unwrap_or_default());
-    for index in left.iter().filter(|index| index.equals(&gap.index)) {
-        run_at_top_level(
-            gap.owner,
-            &format!("DROP INDEX CONCURRENTLY {schema}.{}", index.name),
-            true,
-        )?;
-    }
-    Ok(())
+    steps::in_transactions_with_retries(&gap.partition_name, |scope| {
+        let deadline = Deadline::start(scope, settings::lock_timeout());
+        deadline.lock(gap.partition.oid, Mode::ShareUpdateExclusive);
+        let left = indexes::invalid(gap.partition.oid, &gap.partition_name)?;
+        let schema = quote_identifier(catalog::schema_of(gap.partition.oid).unwrap_or_default());
+        deadline.arm();
+        identity::as_role(gap.owner, || {
+            for index in left.iter().filter(|index| index.equals(&gap.index)) {
+                spi::execute(&format!("DROP INDEX {schema}.{}", index.name), &[])?;
+            }
+            Ok(())
+        })
+    })
 }

@@ -1,14 +1,14 @@
 //! Retention: expired partitions go, one transaction each, with brakes.
 
 use crate::error::{Error, Failure, Result};
-use crate::partition::create::{require_same_owner, revoke_from_others};
+use crate::partition::create::{is_needed, require_same_owner, revoke_from_others};
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::managed::{self, Managed};
 use crate::partition::{detach, events, steps};
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
-use crate::pg::{catalog, clock, identity, policy, xact};
+use crate::pg::{catalog, clock, compat, identity, policy, xact};
 use crate::settings;
 use audit_db_core::partition_plan::{Bound, Range};
 use audit_db_core::retention::{self, RetentionAction};
@@ -118,7 +118,8 @@ fn apply(
     clock_moved: Option<i64>,
     emit: &mut dyn FnMut(Outcome) -> bool,
 ) -> Result<()> {
-    let planned = place.step("", |_| plan(table, clock_moved))?;
+    let name = catalog_name(place, table)?;
+    let planned = place.step(&name, |_| plan(table, clock_moved))?;
     // Beside a default partition nothing can be detached concurrently: that is the other worker's.
     let Some(plan) = planned.filter(|plan| plan.concurrently || place != Place::Slow) else {
         return Ok(());
@@ -154,7 +155,18 @@ fn apply(
             removed += 1;
         } else {
             let done = if plan.concurrently && place == Place::Slow {
-                detach::concurrently(table, &plan.name, |table| still_expired(table, &expired))
+                let detached =
+                    detach::concurrently(table, &plan.name, |table| still_expired(table, &expired));
+                match detached {
+                    Ok(detach::Outcome::Retired) => Ok(true),
+                    Ok(detach::Outcome::NotOurs) => Ok(false),
+                    Ok(detach::Outcome::Kept(error)) => {
+                        // It has left the table, and the next one would fare no better.
+                        failed = FAILURES_LIMIT;
+                        Err(error)
+                    }
+                    Err(error) => Err(error),
+                }
             } else {
                 place.step(&plan.name, |scope| {
                     let done = retire(scope, table, &expired)?;
@@ -196,6 +208,14 @@ fn apply(
         }
     }
     Ok(())
+}
+
+fn catalog_name(place: Place, table: Oid) -> Result<String> {
+    let name = || Ok(catalog::qualified_name(table).unwrap_or_else(|| table.to_u32().to_string()));
+    match place {
+        Place::Session => name(),
+        Place::Worker | Place::Slow => xact::in_transaction(name),
+    }
 }
 
 /// What is left to the slow worker.
@@ -346,7 +366,7 @@ fn retire(scope: &Scope, oid: Oid, expired: &Expired) -> Result<bool> {
     }
     deadline.lock(partition.oid, Mode::AccessExclusive);
     let name = table.qualified_partition(&partition);
-    require_same_owner(&table, &partition)?;
+    require_disposable(&table, &partition, &action)?;
     identity::as_role(table.owner, || {
         spi::execute(
             &format!("ALTER TABLE {} DETACH PARTITION {name}", table.qualified()),
@@ -370,6 +390,51 @@ fn still_expired(table: &Table, expired: &Expired) -> Result<Option<(Partition, 
         .map(|partition| (partition.clone(), managed.action.clone())))
 }
 
+/// An error where what is to follow a detach could not be done.
+pub fn require_disposable(
+    table: &Table,
+    partition: &Partition,
+    action: &RetentionAction,
+) -> Result<()> {
+    require_same_owner(table, partition)?;
+    if let RetentionAction::Drop = action {
+        return if is_needed(partition.oid)? {
+            Err(Error::StillNeeded(table.qualified_partition(partition)))
+        } else {
+            Ok(())
+        };
+    }
+    let refused = |reason| Error::CannotRetire {
+        partition: table.qualified_partition(partition),
+        reason,
+    };
+    let secured = table.row_security || table.force_row_security;
+    if secured && catalog::is_foreign_table(partition.oid) {
+        return Err(refused(
+            "It is a foreign table, which cannot have the row security of its table.",
+        ));
+    }
+    for policy in policies(table.oid)? {
+        for stored in [&policy.using, &policy.check].into_iter().flatten() {
+            if policy::expression_for(stored, table.oid, partition.oid).is_none() {
+                return Err(refused(
+                    "A policy of the table uses a whole row, and cannot be copied.",
+                ));
+            }
+        }
+    }
+    if let RetentionAction::Archive(schema) = action {
+        let oid = archive_target(schema, &partition.name)?;
+        if !compat::may_create_in_schema(oid, table.owner) {
+            return Err(Error::NoCreateOnSchema {
+                owner: quote_identifier(identity::role_name(table.owner)),
+                schema: quote_identifier(schema),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// What happens to a partition that has just been detached. Runs as the owner.
 pub fn dispose(
     table: &Table,
@@ -380,7 +445,12 @@ pub fn dispose(
 ) -> Result<()> {
     match action {
         RetentionAction::Drop => {
-            spi::execute(&format!("DROP TABLE {qualified}"), &[])?;
+            let foreign = if catalog::is_foreign_table(partition) {
+                "FOREIGN "
+            } else {
+                ""
+            };
+            spi::execute(&format!("DROP {foreign}TABLE {qualified}"), &[])?;
         }
         RetentionAction::Detach => protect(table, partition, qualified)?,
         RetentionAction::Archive(schema) => {
@@ -391,15 +461,22 @@ pub fn dispose(
     Ok(())
 }
 
-fn archive(name: &str, qualified: &str, schema: &str) -> Result<()> {
-    let quoted = quote_identifier(schema);
-    let oid = catalog::schema_oid(schema).ok_or_else(|| Error::NoSuchSchema(quoted.clone()))?;
+/// The schema that partitions go to, where the name is free.
+fn archive_target(schema: &str, name: &str) -> Result<Oid> {
+    let oid = catalog::schema_oid(schema)
+        .ok_or_else(|| Error::NoSuchSchema(quote_identifier(schema)))?;
     if catalog::relation_in_schema(oid, name).is_some() {
         return Err(Error::NameInUse {
             name: quote_qualified_identifier(schema, name),
             hint: "Rename or move that relation; the partition stays attached until then.",
         });
     }
+    Ok(oid)
+}
+
+fn archive(name: &str, qualified: &str, schema: &str) -> Result<()> {
+    archive_target(schema, name)?;
+    let quoted = quote_identifier(schema);
     spi::execute(&format!("ALTER TABLE {qualified} SET SCHEMA {quoted}"), &[])?;
     Ok(())
 }
@@ -422,6 +499,10 @@ fn protect(table: &Table, partition: Oid, qualified: &str) -> Result<()> {
             &format!("GRANT {} ON TABLE {qualified} TO {}", grant.0, grant.1),
             &[],
         )?;
+    }
+    // A foreign table has no row security, and the table has none either then.
+    if catalog::is_foreign_table(partition) {
+        return Ok(());
     }
     for (wanted, on, off) in [
         (table.row_security, "ENABLE", "DISABLE"),
@@ -536,10 +617,10 @@ fn copy_policies(table: Oid, partition: Oid, qualified: &str) -> Result<()> {
             let Some(stored) = stored else { continue };
             // Without this policy the detached partition could show more than its table: then it stays attached.
             let text = policy::expression_for(stored, table, partition).ok_or_else(|| {
-                Error::Internal(format!(
-                    "policy {} uses a whole row and cannot be copied to {qualified}",
-                    source.name
-                ))
+                Error::CannotRetire {
+                    partition: qualified.to_owned(),
+                    reason: "A policy of the table uses a whole row, and cannot be copied.",
+                }
             })?;
             sql.push_str(&format!(" {word} ({text})"));
         }

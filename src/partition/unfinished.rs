@@ -38,6 +38,8 @@ pub struct Unfinished {
     pub tables: Vec<Oid>,
     /// What happens after a detach.
     pub action: Option<String>,
+    /// Upper bound of the partition that is detached, as a position.
+    pub range_end: Option<i64>,
     /// Rows that an exchanged default partition must have, and the sum of their hashes.
     pub contents: Option<Contents>,
 }
@@ -61,7 +63,7 @@ impl Contents {
 /// What is unfinished of a table.
 pub fn of_table(parent: Oid) -> Result<Vec<Unfinished>> {
     let rows = spi::rows(
-        "SELECT object, step, tables, action, record_count, record_hash::pg_catalog.text
+        "SELECT object, step, tables, action, record_count, record_hash::pg_catalog.text, range_end
            FROM audit_db.unfinished WHERE parent = $1 ORDER BY started_at",
         &[parent.into()],
         |row| {
@@ -72,18 +74,20 @@ pub fn of_table(parent: Oid) -> Result<Vec<Unfinished>> {
                 row.get::<String>(4)?,
                 row.get::<i64>(5)?,
                 row.get::<String>(6)?,
+                row.get::<i64>(7)?,
             ))
         },
     )?;
     Ok(rows
         .into_iter()
-        .filter_map(|(object, step, tables, action, count, hash)| {
+        .filter_map(|(object, step, tables, action, count, hash, range_end)| {
             let step = step?;
             Some(Unfinished {
                 object: object?,
                 step: Step::ALL.into_iter().find(|known| known.name() == step)?,
                 tables: tables.unwrap_or_default(),
                 action,
+                range_end,
                 contents: count
                     .zip(hash.and_then(|text| text.parse().ok()))
                     .map(|(rows, hash)| Contents { rows, hash }),
@@ -94,7 +98,7 @@ pub fn of_table(parent: Oid) -> Result<Vec<Unfinished>> {
 
 /// Tables of which something is unfinished, also those that are no longer managed or gone.
 pub fn parents() -> Result<Vec<Oid>> {
-    Ok(spi::rows(
+    Ok(spi::rows_of_kept(
         "SELECT DISTINCT parent FROM audit_db.unfinished ORDER BY 1",
         &[],
         |row| row.get::<Oid>(1),
@@ -105,11 +109,18 @@ pub fn parents() -> Result<Vec<Oid>> {
 }
 
 pub fn begin_exchange(parent: Oid, default: Oid, tables: Vec<Oid>) -> Result<()> {
-    begin(parent, default, Step::Exchange, tables, None)
+    begin(parent, default, Step::Exchange, tables, None, None)
 }
 
-pub fn begin_detach(parent: Oid, partition: Oid, action: &str) -> Result<()> {
-    begin(parent, partition, Step::Detach, Vec::new(), Some(action))
+pub fn begin_detach(parent: Oid, partition: Oid, action: &str, range_end: i64) -> Result<()> {
+    begin(
+        parent,
+        partition,
+        Step::Detach,
+        Vec::new(),
+        Some(action),
+        Some(range_end),
+    )
 }
 
 fn begin(
@@ -118,18 +129,21 @@ fn begin(
     step: Step,
     tables: Vec<Oid>,
     action: Option<&str>,
+    range_end: Option<i64>,
 ) -> Result<()> {
     as_extension_owner(|| {
         spi::execute(
-            "INSERT INTO audit_db.unfinished (object, parent, step, tables, action) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (object) DO UPDATE SET (parent, step, tables, action, started_at)
-                  = ROW (excluded.parent, excluded.step, excluded.tables, excluded.action, excluded.started_at)",
+            "INSERT INTO audit_db.unfinished (object, parent, step, tables, action, range_end) VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (object) DO UPDATE SET (parent, step, tables, action, range_end, started_at)
+                  = ROW (excluded.parent, excluded.step, excluded.tables, excluded.action, excluded.range_end,
+                         excluded.started_at)",
             &[
                 object.into(),
                 parent.into(),
                 step.name().into(),
                 tables.into(),
                 action.into(),
+                range_end.into(),
             ],
         )?;
         Ok(())

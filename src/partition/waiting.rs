@@ -116,7 +116,7 @@ pub fn require_few(table: &Table, managed: &Managed, calendar: &Calendar) -> Res
     let Some(default) = &table.default else {
         return Ok(());
     };
-    if is_large(default.oid) || Waiting::look(table, managed, calendar)?.rows() > MOVED_LIMIT {
+    if is_large(default.oid)? || Waiting::look(table, managed, calendar)?.rows() > MOVED_LIMIT {
         return Err(too_many(table));
     }
     Ok(())
@@ -135,8 +135,21 @@ pub fn too_many(table: &Table) -> Error {
 }
 
 /// Whether a default partition is so large that ATTACH's scan of it would be felt.
-pub fn is_large(default: Oid) -> bool {
-    catalog::size_in_bytes(default) > SCANNED_BYTES_LIMIT
+pub fn is_large(default: Oid) -> Result<bool> {
+    let bytes = if catalog::is_plain_table(default) {
+        catalog::size_in_bytes(default)
+    } else {
+        spi::rows(
+            "SELECT pg_catalog.sum(pg_catalog.pg_relation_size(relid))::pg_catalog.int8
+               FROM pg_catalog.pg_partition_tree($1)",
+            &[default.into()],
+            |row| row.get::<i64>(1),
+        )?
+        .pop()
+        .flatten()
+        .unwrap_or(0)
+    };
+    Ok(bytes > SCANNED_BYTES_LIMIT)
 }
 
 /// The local times within which the worker makes partitions for waiting rows: nothing that has expired, nothing absurd.

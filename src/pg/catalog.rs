@@ -267,6 +267,12 @@ pub fn is_plain_table(relation: pg_sys::Oid) -> bool {
     unsafe { pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_RELATION }
 }
 
+/// Whether a relation is a foreign table.
+pub fn is_foreign_table(relation: pg_sys::Oid) -> bool {
+    // SAFETY: as above.
+    unsafe { pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_FOREIGN_TABLE }
+}
+
 /// Size of the rows of a plain table, without indexes and TOAST; 0 where it is gone.
 pub fn size_in_bytes(relation: pg_sys::Oid) -> i64 {
     // SAFETY: the relation is open and locked while its size is asked for.

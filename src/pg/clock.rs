@@ -26,6 +26,12 @@ pub fn wall() -> i64 {
 }
 
 /// Both clocks now. The boot clock goes on while the machine sleeps and is the same for all processes.
+/// Whether the server has been running for less than a minute.
+pub fn just_started() -> bool {
+    // SAFETY: reads a variable that the postmaster set.
+    wall() - unsafe { pg_sys::PgStartTime } < 60_000_000
+}
+
 pub fn reading() -> ClockReading {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -13,6 +13,10 @@ fn extension() -> Option<pg_sys::ObjectAddress> {
     })
 }
 
+pub fn is_ours(other: pg_sys::Oid) -> bool {
+    extension().is_some_and(|extension| extension.objectId == other)
+}
+
 const fn table_address(table: pg_sys::Oid) -> pg_sys::ObjectAddress {
     pg_sys::ObjectAddress {
         classId: pg_sys::RelationRelationId,

@@ -4,10 +4,13 @@
 use crate::pg::compat;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut PREVIOUS_OBJECT_ACCESS: pg_sys::object_access_hook_type = None;
 static mut LISTENERS: Option<Listeners> = None;
+/// Whether the statement that drops things may drop the extension.
+static MAY_DROP: AtomicBool = AtomicBool::new(false);
 
 /// Who wants to know.
 #[derive(Clone, Copy)]
@@ -16,6 +19,8 @@ pub struct Listeners {
     pub database_command: fn(&CStr),
     /// Before DROP EXTENSION of this extension; may raise.
     pub drop_extension: fn(),
+    /// This extension is being dropped because something else is, which it was not meant to go with; raises.
+    pub swept_away: fn(),
     /// An extension is being created (`true`) or dropped; must not raise or panic.
     pub extension: fn(bool),
     /// A database may have come or gone; must not raise or panic.
@@ -78,6 +83,7 @@ unsafe extern "C-unwind" fn process_utility(
                 | pg_sys::NodeTag::T_CreatedbStmt
                 | pg_sys::NodeTag::T_TransactionStmt
                 | pg_sys::NodeTag::T_DropStmt
+                | pg_sys::NodeTag::T_DropOwnedStmt
         ) {
             before_database_command((*statement).utilityStmt);
         }
@@ -143,12 +149,16 @@ unsafe extern "C-unwind" fn before_database_command(statement: *mut pg_sys::Node
             }
             pg_sys::NodeTag::T_DropStmt => {
                 let drop = statement.cast::<pg_sys::DropStmt>();
-                if (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION
-                    && names_us((*drop).objects)
-                    && let Some(listeners) = listeners()
-                {
+                let ours = (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                    && names_us((*drop).objects);
+                MAY_DROP.store(ours, Ordering::Relaxed);
+                if ours && let Some(listeners) = listeners() {
                     (listeners.drop_extension)();
                 }
+                return;
+            }
+            pg_sys::NodeTag::T_DropOwnedStmt => {
+                MAY_DROP.store(true, Ordering::Relaxed);
                 return;
             }
             pg_sys::NodeTag::T_TransactionStmt => {
@@ -210,7 +220,7 @@ unsafe extern "C-unwind" fn object_access(
     part: c_int,
     argument: *mut c_void,
 ) {
-    // SAFETY: the arguments are passed on as they came; nothing here can raise.
+    // SAFETY: the arguments are passed on as they came; what can raise is guarded.
     unsafe {
         if class == pg_sys::ExtensionRelationId {
             let created = access == pg_sys::ObjectAccessType::OAT_POST_CREATE;
@@ -220,10 +230,24 @@ unsafe extern "C-unwind" fn object_access(
             {
                 (listeners.extension)(created);
             }
+            if dropped && !MAY_DROP.load(Ordering::Relaxed) {
+                refuse_to_be_swept_away(object);
+            }
         }
         if let Some(previous) = PREVIOUS_OBJECT_ACCESS {
             previous(access, class, object, part, argument);
         }
+    }
+}
+
+/// Tables that are made for an exchange lie in their owner's schema and belong to the extension. Who drops such a schema drops
+/// what is in it, and the server would take the extension along, whoever owns it.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn refuse_to_be_swept_away(extension: pg_sys::Oid) {
+    if crate::pg::extension::is_ours(extension)
+        && let Some(listeners) = listeners()
+    {
+        (listeners.swept_away)();
     }
 }
 

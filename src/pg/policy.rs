@@ -5,16 +5,16 @@ use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
 /// The SQL text of a stored policy expression of `from` as it must read on `to`. `None` where either table is gone or the
-/// expression needs a whole row. Both tables must be locked by the caller.
+/// expression needs a whole row. Locks both tables as a reader does.
 pub fn expression_for(stored: &str, from: pg_sys::Oid, to: pg_sys::Oid) -> Option<String> {
     let stored = CString::new(stored).ok()?;
     // SAFETY: the text came from pg_policy; both relations stay open while their descriptors are used.
     unsafe {
-        let source = pg_sys::try_relation_open(from, pg_sys::NoLock as _);
+        let source = pg_sys::try_relation_open(from, pg_sys::AccessShareLock as _);
         if source.is_null() {
             return None;
         }
-        let target = pg_sys::try_relation_open(to, pg_sys::NoLock as _);
+        let target = pg_sys::try_relation_open(to, pg_sys::AccessShareLock as _);
         if target.is_null() {
             pg_sys::relation_close(source, pg_sys::NoLock as _);
             return None;

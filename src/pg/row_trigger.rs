@@ -52,7 +52,7 @@ pub struct Fired(*mut pg_sys::TriggerData);
 pub struct Row(pg_sys::HeapTuple);
 
 impl Fired {
-    /// `None`: the function was not called as a trigger.
+    /// `None`: the function was not called as an AFTER trigger for a row, or as one for TRUNCATE.
     ///
     /// # Safety
     /// `call` must be what the server passed to a function.
@@ -60,8 +60,14 @@ impl Fired {
         // SAFETY: by contract; the context is null or a node with a tag.
         unsafe {
             let context = (*call).context;
-            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)
-                .then(|| Self(context.cast()))
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+                return None;
+            }
+            let fired = Self(context.cast());
+            let event = (*fired.0).tg_event;
+            let for_row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
+            let after = event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER;
+            (fired.event() == Event::Truncate || for_row && after).then_some(fired)
         }
     }
 

@@ -170,6 +170,9 @@ pub fn connect_to_database(database: pg_sys::Oid) {
         (c"default_transaction_deferrable", "off"),
         (c"row_security", "on"),
         (c"session_replication_role", "origin"),
+        // What copies or indexes a table takes as long as it takes.
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        (c"transaction_timeout", "0"),
     ] {
         guc::fix_for_worker(name, value);
     }

@@ -9,6 +9,8 @@ use pgrx::{PGRXSharedMemory, pg_guard, pg_shmem_init, pg_sys};
 /// Databases that can have a worker. Each needs one of max_worker_processes, so more would not run.
 pub const MAX_DATABASES: usize = 128;
 const ERROR_BYTES: usize = 256;
+/// Tables of a database that the slow worker is told about at a time; the others get their turn after them.
+const RIPE: usize = 16;
 /// Retention stays suspended this long after a clock was moved.
 const SUSPENDED_MICROS: i64 = 86_400_000_000;
 
@@ -45,6 +47,25 @@ impl State {
     }
 }
 
+/// Some tables of a database.
+#[derive(Clone, Copy)]
+pub struct Ripe([pg_sys::Oid; RIPE]);
+
+impl Ripe {
+    /// As many of the tables as there is room for.
+    pub fn of(tables: &[pg_sys::Oid]) -> Self {
+        let mut ripe = Self([pg_sys::InvalidOid; RIPE]);
+        for (place, table) in ripe.0.iter_mut().zip(tables) {
+            *place = *table;
+        }
+        ripe
+    }
+
+    pub fn contains(&self, table: pg_sys::Oid) -> bool {
+        self.0.contains(&table)
+    }
+}
+
 /// One database. Times are microseconds of the server's epoch.
 #[derive(Clone, Copy)]
 pub struct Slot {
@@ -70,6 +91,10 @@ pub struct Slot {
     pub slow_finished: bool,
     /// The session that keeps it away, for DROP EXTENSION.
     pub slow_held_by: i32,
+    /// Tables that have lacked an index for so long that nobody can be about to make it.
+    pub ripe_for_repair: Ripe,
+    /// Tables with a detach that has been pending for so long that nobody can be at it.
+    pub ripe_for_finish: Ripe,
     /// Somebody asks for a cycle now.
     pub cycle_wanted: bool,
     /// The worker was asked to leave its database: its end is no failure.
@@ -98,6 +123,8 @@ impl Slot {
         slow_wanted: false,
         slow_finished: false,
         slow_held_by: 0,
+        ripe_for_repair: Ripe([pg_sys::InvalidOid; RIPE]),
+        ripe_for_finish: Ripe([pg_sys::InvalidOid; RIPE]),
         cycle_wanted: false,
         told_to_leave: false,
         finished: false,
@@ -286,6 +313,7 @@ pub fn pids_in(database: pg_sys::Oid) -> [i32; 2] {
 
 /// Ends every hold of this session. The database may be gone: the launcher looks before it starts a worker.
 pub fn release(holder: i32) {
+    let mut waiting = Vec::new();
     let launcher = {
         let mut workers = WORKERS.exclusive();
         workers.rescan = true;
@@ -295,10 +323,14 @@ pub fn release(holder: i32) {
             }
             if slot.slow_held_by == holder {
                 slot.slow_held_by = 0;
+                // Its slow worker was ended in the middle of its work, perhaps.
+                slot.slow_wanted = true;
+                waiting.push(slot.pid);
             }
         }
         workers.launcher
     };
+    waiting.into_iter().for_each(signal::wake);
     signal::wake(launcher);
 }
 
@@ -378,7 +410,11 @@ pub fn want_slow(database: pg_sys::Oid) {
 pub fn take_slow_wanted(index: usize) -> bool {
     update(index, |slot| {
         let free = slot.slow_pid == 0 && slot.slow_held_by == 0 && slot.held_by == 0;
-        free && std::mem::take(&mut slot.slow_wanted)
+        let start = free && std::mem::take(&mut slot.slow_wanted);
+        if start {
+            slot.slow_finished = false;
+        }
+        start
     })
 }
 
@@ -394,7 +430,6 @@ pub fn claim_slow(index: usize, pid: i32) -> Option<pg_sys::Oid> {
         return None;
     }
     slot.slow_pid = pid;
-    slot.slow_finished = false;
     Some(slot.database)
 }
 

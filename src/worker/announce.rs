@@ -1,5 +1,6 @@
 //! What sessions tell the workers: that an extension came or went, that a table is now managed, that a database must be empty.
 
+use crate::error::Error;
 use crate::pg::hooks::{self, Listeners};
 use crate::pg::{catalog, identity, signal};
 use crate::shmem::{self, workers};
@@ -24,6 +25,7 @@ pub fn install() {
     hooks::install(Listeners {
         database_command: keep_worker_away,
         drop_extension: keep_slow_worker_away,
+        swept_away: || Error::SweptAway.raise(),
         extension,
         databases_changed,
         transaction_end,

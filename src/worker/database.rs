@@ -3,11 +3,11 @@
 
 use crate::error::{Error, Result};
 use crate::partition::maintain::{self, Memory};
-use crate::partition::{events, managed};
+use crate::partition::{events, managed, unfinished};
 use crate::pg::worker::{Handle, Status};
 use crate::pg::{catalog, clock, guc, signal, worker, xact};
 use crate::settings;
-use crate::shmem::workers::{self, State};
+use crate::shmem::workers::{self, Ripe, State};
 use crate::worker::state;
 use audit_db_core::backoff::Backoff;
 use pgrx::pg_sys;
@@ -149,6 +149,7 @@ fn cycle(index: usize, memory: &mut Memory) -> bool {
     let clock_moved = workers::begin_cycle(index, clock::reading());
     let mut last_error = None;
     let (mut more, mut slow) = (false, false);
+    let (mut repair, mut finish) = (Vec::new(), Vec::new());
     match xact::in_transaction(managed::oids_without_dropped) {
         Ok(tables) => {
             for table in &tables {
@@ -156,8 +157,12 @@ fn cycle(index: usize, memory: &mut Memory) -> bool {
                 last_error = turn.error.or(last_error);
                 more |= turn.more;
                 slow |= turn.slow;
+                repair.extend(turn.repair.then_some(*table));
+                finish.extend(turn.finish.then_some(*table));
             }
             memory.cycle_ended(&tables);
+            // Also of tables that are no longer managed.
+            slow |= xact::in_transaction(unfinished::parents).is_ok_and(|left| !left.is_empty());
             if memory.is_time_for_records() {
                 note(index, xact::in_transaction(events::purge));
                 if clock_moved.is_none() {
@@ -175,6 +180,8 @@ fn cycle(index: usize, memory: &mut Memory) -> bool {
     workers::update(index, |slot| {
         slot.failures = 0;
         slot.slow_wanted |= slow;
+        slot.ripe_for_repair = Ripe::of(&repair);
+        slot.ripe_for_finish = Ripe::of(&finish);
         slot.cycle_micros = i64::try_from(begun.elapsed().as_micros()).ok();
     });
     more

@@ -23,7 +23,7 @@ pub extern "C-unwind" fn audit_db_slow_worker_main(argument: pg_sys::Datum) {
     worker::connect_to_database(database);
     // Commands at top level wait for others as long as it takes; steps set their own timeout.
     guc::fix_for_worker(c"lock_timeout", "0");
-    let any = run();
+    let any = run(index);
     workers::update(index, |slot| slot.slow_finished = true);
     if any {
         workers::wake(database, true);
@@ -38,7 +38,7 @@ unsafe extern "C-unwind" fn slow_exit(_code: i32, index: pg_sys::Datum) {
 }
 
 /// `true`: something was done, and the worker should look again.
-fn run() -> bool {
+fn run(index: usize) -> bool {
     let tables = xact::in_transaction(|| {
         if !catalog::extension_exists() {
             return Ok((Vec::new(), Vec::new()));
@@ -52,16 +52,26 @@ fn run() -> bool {
             return false;
         }
     };
+    let slot = workers::get(index);
     let mut any = false;
     for table in &managed {
-        any |= self::table(*table);
+        any |= self::table(*table, slot.ripe_for_finish.contains(*table));
     }
     // Tables that are gone or no longer managed.
     left.retain(|parent| !managed.contains(parent));
     for parent in left {
         let name = name_of(parent);
         note("default partition", &name, exchange::clear(parent, &name));
-        any |= note_done("retention", &name, detach::finish(parent, &name));
+        any |= note_done("retention", &name, detach::finish(parent, &name, false));
+    }
+    // Last: an index waits for whoever is writing, as long as it takes.
+    for table in managed
+        .iter()
+        .filter(|table| slot.ripe_for_repair.contains(**table))
+    {
+        let name = name_of(*table);
+        xact::report_activity(Some(&format!("indexes of {name}")));
+        any |= note_done("index", &name, repair::run(*table, &name));
     }
     any
 }
@@ -73,12 +83,20 @@ fn name_of(table: pg_sys::Oid) -> String {
         .unwrap_or_else(|| table.to_u32().to_string())
 }
 
-fn table(oid: pg_sys::Oid) -> bool {
+fn table(oid: pg_sys::Oid, finish_others: bool) -> bool {
     let name = name_of(oid);
     xact::report_activity(Some(&format!("partitions of {name}")));
-    let mut any = note_done("retention", &name, detach::finish(oid, &name));
     note("default partition", &name, exchange::clear(oid, &name));
-    any |= note_done("index", &name, repair::run(oid, &name));
+    let mut any = note_done("retention", &name, detach::finish(oid, &name, finish_others));
+    match xact::in_transaction(|| maintain::is_restoring(oid)) {
+        Ok(false) => {}
+        // The cycle says so.
+        Ok(true) => return any,
+        Err(error) => {
+            error.warn();
+            return any;
+        }
+    }
     any |= note_done("empty default partition", &name, empty_default(oid));
     let clock_moved = workers::clock_jump(identity::my_database(), clock::reading());
     let retired = retire::expired_slowly(oid, clock_moved, &mut |outcome| {

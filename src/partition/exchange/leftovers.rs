@@ -27,21 +27,40 @@ pub fn clear(parent: Oid, name: &str) -> Result<()> {
         };
         outcome = outcome.and(cleared);
     }
-    outcome
+    outcome.and_then(|()| clear_stray_triggers(parent, name))
+}
+
+/// Triggers without an exchange came with a dump that was made in the middle of one.
+fn clear_stray_triggers(parent: Oid, name: &str) -> Result<()> {
+    let stray = xact::in_transaction(|| {
+        if catalog::relation_owner(parent).is_none() {
+            return Ok(None);
+        }
+        let unfinished = unfinished::of_table(parent)?;
+        let Some(default) = Table::load(parent)?.default else {
+            return Ok(None);
+        };
+        let exchanged = unfinished.iter().any(|entry| entry.object == default.oid);
+        Ok((!exchanged && stage::has_triggers(default.oid)?).then_some(default.oid))
+    })?;
+    stray.map_or(Ok(()), |default| remove_triggers(default, name))
+}
+
+fn remove_triggers(table: Oid, name: &str) -> Result<()> {
+    steps::in_transactions_with_retries(name, |scope| {
+        if let Some(owner) = catalog::relation_owner(table) {
+            Deadline::start(scope, settings::lock_timeout()).lock(table, Mode::AccessExclusive);
+            if let Some(qualified) = catalog::qualified_name(table) {
+                identity::as_role(owner, || stage::drop_triggers(table, &qualified))?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Drops the tables of an exchange that did not come to its swap.
 fn undo(entry: &Unfinished, name: &str) -> Result<()> {
-    steps::in_transactions_with_retries(name, |scope| {
-        if let Some(owner) = catalog::relation_owner(entry.object) {
-            let deadline = Deadline::start(scope, settings::lock_timeout());
-            deadline.lock(entry.object, Mode::AccessExclusive);
-            if let Some(default) = catalog::qualified_name(entry.object) {
-                identity::as_role(owner, || stage::drop_triggers(entry.object, &default))?;
-            }
-        }
-        Ok(())
-    })?;
+    remove_triggers(entry.object, name)?;
     steps::in_transactions_with_retries(name, |_scope| {
         drop_own(&entry.tables)?;
         unfinished::remove(entry.object)
@@ -79,7 +98,10 @@ fn drop_table(table: Oid) -> Result<()> {
 fn verify(entry: &Unfinished, parent: Oid, name: &str) -> Result<()> {
     let owner = xact::in_transaction(|| Ok(catalog::relation_owner(entry.object)))?;
     let (Some(owner), Some(expected)) = (owner, entry.contents) else {
-        return xact::in_transaction(|| unfinished::remove(entry.object));
+        return xact::in_transaction(|| {
+            drop_own(&entry.tables)?;
+            unfinished::remove(entry.object)
+        });
     };
     let verified = xact::in_transaction_of(Kind::Long, || {
         let qualified = catalog::qualified_name(entry.object).unwrap_or_default();

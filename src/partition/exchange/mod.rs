@@ -185,7 +185,7 @@ fn settle(
 fn shape(table: Oid) -> Result<String> {
     Ok(spi::rows(
         "SELECT pg_catalog.concat(
-            (SELECT pg_catalog.string_agg((a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attgenerated, a.attidentity,
+            (SELECT pg_catalog.string_agg((a.attname, a.attnum, a.xmin, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull, a.attgenerated, a.attidentity,
                                            pg_catalog.pg_get_expr(d.adbin, d.adrelid))::pg_catalog.text, ';' ORDER BY a.attnum)
                FROM pg_catalog.pg_attribute a
                LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum

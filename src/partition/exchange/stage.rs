@@ -8,6 +8,7 @@ use crate::partition::create::{
 };
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::waiting;
+use crate::partition::unfinished::Step;
 use crate::partition::{indexes, maintain, managed, steps, unfinished};
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_literal, quote_qualified_identifier};
@@ -30,6 +31,10 @@ const TINY_BYTES: i64 = 262_144;
 pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
     let name = xact::in_transaction(|| Ok(catalog::qualified_name(parent)))?
         .ok_or(Error::NoSuchRelation(parent.to_u32()))?;
+    // What comes after this look waits for the next exchange.
+    let Some(waiting) = maintain::waiting_for_exchange(parent)? else {
+        return Ok(None);
+    };
     steps::in_transactions_with_retries(&name, |scope| {
         let table = create::lock_and_load(scope, parent)?;
         let managed = managed::get(parent)?;
@@ -37,9 +42,14 @@ pub(super) fn prepare(parent: Oid) -> Result<Option<Exchange>> {
             return Ok(None);
         };
         let calendar = Calendar::new(table.key, &managed.time_zone)?;
-        let Some(waiting) = maintain::waiting_for_exchange(&table, &managed, &calendar)? else {
+        // What an earlier one has left could not be cleared away yet.
+        if table.invalid_index.is_some()
+            || unfinished::of_table(parent)?
+                .iter()
+                .any(|entry| entry.step != Step::Detach)
+        {
             return Ok(None);
-        };
+        }
         // All of them, as far as the swap can hold their locks: what is left over has to be copied once more.
         let limit = create::room_in_lock_table(&table);
         let planned = maintain::missing(&table, &managed, &calendar, &waiting, limit)?;
@@ -356,6 +366,10 @@ fn trigger_oids(table: Oid) -> Result<Vec<Oid>> {
     .into_iter()
     .flatten()
     .collect())
+}
+
+pub(super) fn has_triggers(table: Oid) -> Result<bool> {
+    Ok(!trigger_oids(table)?.is_empty())
 }
 
 /// Whether every change is still logged.
