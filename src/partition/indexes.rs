@@ -160,11 +160,13 @@ fn list(table: Oid, qualified: &str, condition: &str) -> Result<Vec<Definition>>
                     unique,
                     tail: tail.to_owned(),
                     tablespace,
-                    constraint: constraint.zip(definition).map(|(kind, definition)| Constraint {
-                        kind,
-                        definition,
-                        parameters,
-                    }),
+                    constraint: constraint
+                        .zip(definition)
+                        .map(|(kind, definition)| Constraint {
+                            kind,
+                            definition,
+                            parameters,
+                        }),
                 })
             },
         )

@@ -213,8 +213,8 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
     // Whoever is in the middle of a staged index or a concurrent detach gets one cycle's time to finish it himself.
     let interval = settings::maintenance_interval();
     let pending = memory.lasted(oid, Fault::PendingDetach, survey.pending);
-    let pending =
-        pending.is_some_and(|lasted| lasted >= interval || memory.first_cycle && clock::just_started());
+    let pending = pending
+        .is_some_and(|lasted| lasted >= interval || memory.first_cycle && clock::just_started());
     let invalid = memory.lasted(oid, Fault::InvalidIndex, has_invalid);
     let invalid = invalid.is_some_and(|lasted| lasted >= interval);
     turn.repair = invalid;

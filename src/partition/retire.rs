@@ -463,8 +463,8 @@ pub fn dispose(
 
 /// The schema that partitions go to, where the name is free.
 fn archive_target(schema: &str, name: &str) -> Result<Oid> {
-    let oid = catalog::schema_oid(schema)
-        .ok_or_else(|| Error::NoSuchSchema(quote_identifier(schema)))?;
+    let oid =
+        catalog::schema_oid(schema).ok_or_else(|| Error::NoSuchSchema(quote_identifier(schema)))?;
     if catalog::relation_in_schema(oid, name).is_some() {
         return Err(Error::NameInUse {
             name: quote_qualified_identifier(schema, name),

@@ -87,7 +87,11 @@ fn table(oid: pg_sys::Oid, finish_others: bool) -> bool {
     let name = name_of(oid);
     xact::report_activity(Some(&format!("partitions of {name}")));
     note("default partition", &name, exchange::clear(oid, &name));
-    let mut any = note_done("retention", &name, detach::finish(oid, &name, finish_others));
+    let mut any = note_done(
+        "retention",
+        &name,
+        detach::finish(oid, &name, finish_others),
+    );
     match xact::in_transaction(|| maintain::is_restoring(oid)) {
         Ok(false) => {}
         // The cycle says so.

@@ -123,7 +123,10 @@ fn verify(entry: &Unfinished, parent: Oid, name: &str) -> Result<()> {
         if verified.is_ok() {
             let names = indexes::of_table(entry.object, &qualified)?;
             drop_table(entry.object)?;
-            name_indexes(parent, owner, &names)?;
+            // A name that cannot be given must not undo the drop.
+            if let Err(error) = xact::in_subtransaction(|| name_indexes(parent, owner, names)) {
+                error.warn();
+            }
         } else {
             // It stays, for people to look at.
             identity::as_role(owner, || stage::drop_triggers(entry.object, &qualified))?;
@@ -134,7 +137,7 @@ fn verify(entry: &Unfinished, parent: Oid, name: &str) -> Result<()> {
 }
 
 /// Names the indexes of the new default partition as those of the old one were named.
-fn name_indexes(parent: Oid, owner: Oid, old: &[Definition]) -> Result<()> {
+fn name_indexes(parent: Oid, owner: Oid, mut old: Vec<Definition>) -> Result<()> {
     if catalog::relation_owner(parent).is_none() {
         return Ok(());
     }
@@ -145,9 +148,10 @@ fn name_indexes(parent: Oid, owner: Oid, old: &[Definition]) -> Result<()> {
     let schema = catalog::schema_of(default.oid).unwrap_or_default();
     identity::as_role(owner, || {
         for index in indexes::of_table(default.oid, &qualified)? {
-            let Some(same) = old.iter().find(|old| old.equals(&index)) else {
+            let Some(same) = old.iter().position(|old| old.equals(&index)) else {
                 continue;
             };
+            let same = old.remove(same);
             spi::execute(
                 &format!(
                     "ALTER INDEX {}.{} RENAME TO {}",

@@ -7,8 +7,8 @@ use crate::partition::create::{
     storage_parameter,
 };
 use crate::partition::inspect::{Calendar, Partition, Table};
-use crate::partition::waiting;
 use crate::partition::unfinished::Step;
+use crate::partition::waiting;
 use crate::partition::{indexes, maintain, managed, steps, unfinished};
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_literal, quote_qualified_identifier};
@@ -265,7 +265,7 @@ fn change_log(exchange: &mut Exchange, table: &Table, default: &Partition) -> Re
 }
 
 /// Why a default partition cannot be exchanged, if so: something would be lost with it, or somebody would see it.
-fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
+pub(super) fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
     let found = spi::rows(
         "SELECT c.relkind <> 'r' OR c.relpersistence <> 'p',
                 EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE confrelid IN ($1, $2) AND contype = 'f'),
@@ -274,12 +274,22 @@ fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
                                                             AND tgfoid <> 'audit_db.capture_change'::pg_catalog.regproc),
                 EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = $2),
                 EXISTS (SELECT FROM pg_catalog.pg_constraint
-                         WHERE conrelid = $2 AND contype IN ('c', 'f') AND coninhcount = 0 AND conparentid = 0),
+                         WHERE conrelid = $2 AND contype IN ('c', 'f', 'p', 'u', 'x') AND coninhcount = 0 AND conparentid = 0)
+                OR EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+                            WHERE i.indrelid = $2 AND i.indisunique AND NOT x.relispartition),
                 EXISTS (SELECT FROM pg_catalog.pg_publication_rel WHERE prrelid = $2),
-                EXISTS (SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = $2)
+                EXISTS (SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = $2),
+                EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+                         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refclassid = d.classid
+                           AND d.refobjid = $2 AND d.deptype IN ('a', 'i')),
+                pg_catalog.to_regclass(pg_catalog.format('%s.%I', c.relnamespace::pg_catalog.regnamespace::pg_catalog.text, $3::pg_catalog.text)) IS NOT NULL
            FROM pg_catalog.pg_class c WHERE c.oid = $2",
-        &[table.oid.into(), default.oid.into()],
-        |row| (1..=8).map(|index| row.get::<bool>(index)).collect::<pgrx::spi::Result<Vec<_>>>(),
+        &[
+            table.oid.into(),
+            default.oid.into(),
+            partition_name(&default.name, "exchanged").into(),
+        ],
+        |row| (1..=10).map(|index| row.get::<bool>(index)).collect::<pgrx::spi::Result<Vec<_>>>(),
     )?
     .pop()
     .unwrap_or_default();
@@ -289,9 +299,11 @@ fn why_not(table: &Table, default: &Partition) -> Result<Option<&'static str>> {
         "It bears rules of its own.",
         "It bears triggers of its own, which the table does not have.",
         "It bears policies of its own.",
-        "It bears constraints of its own, which the table does not have.",
+        "It bears constraints or unique indexes of its own, which the table does not have.",
         "It is published by its own name.",
         "A subscription writes into it.",
+        "It owns a sequence, which would be dropped with it. Give that to the table: ALTER SEQUENCE ... OWNED BY.",
+        "A table has the name that it would get until it is compared and dropped: its own, followed by _exchanged.",
     ];
     if let Some(reason) = found
         .into_iter()

@@ -93,6 +93,13 @@ fn check(exchange: &Exchange, before: &Table) -> Result<()> {
     if grown || taken {
         return Err(broken("Partitions were attached to the table meanwhile."));
     }
+    if let Some(default) = &table.default
+        && stage::why_not(&table, default)?.is_some()
+    {
+        return Err(broken(
+            "It got something of its own meanwhile that would be lost with it.",
+        ));
+    }
     if !is_captured(exchange.default)? {
         return Err(broken(
             "The trigger that logs its changes was removed or disabled.",

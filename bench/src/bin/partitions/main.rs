@@ -27,14 +27,6 @@ fn main() {
         std::thread::available_parallelism().map_or(0, usize::from),
     );
     let place = Place { cluster: &cluster };
-    if std::env::var("ONLY").is_ok() {
-        retire::two_years(&place);
-        retire::behind_a_reader(&place);
-        empty::two_million_rows(&place);
-        idle::nothing_to_do(&place);
-        idle::growth(&place);
-        return;
-    }
     create::alone(&place);
     create::under_load(&place);
     retire::two_years(&place);
