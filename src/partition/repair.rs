@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::partition::create::require_same_owner;
 use crate::partition::indexes::{self, Constraint, Definition};
 use crate::partition::inspect::{Partition, Table};
-use crate::partition::{events, steps};
+use crate::partition::{events, steps, waiting};
 use crate::pg::guc;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier};
@@ -30,8 +30,10 @@ pub fn run(parent: Oid, name: &str) -> Result<bool> {
     let mut outcome = Ok(false);
     for gap in gaps {
         let object = format!("{} on {}", gap.index_name, gap.partition_name);
-        // What cannot be built (its rows are not unique) would be built in vain every time.
-        if xact::in_transaction(|| events::has_failed_lately(EVENT, &object))? {
+        // What cannot be built (its rows are not unique) would be built in vain every time, which takes long where it is large.
+        if xact::in_transaction(|| {
+            Ok(waiting::is_large(gap.partition.oid)? && events::has_failed_lately(EVENT, &object)?)
+        })? {
             continue;
         }
         match fill(&gap, name) {

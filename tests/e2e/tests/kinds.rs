@@ -237,6 +237,30 @@ fn foreign_keys() {
     );
 }
 
+/// The function that logs changes, as a trigger that somebody else made.
+#[test]
+fn only_an_exchange_logs_changes() {
+    let mut client = CLUSTER.database("k_capture");
+    client.run("CREATE TABLE log (at timestamptz NOT NULL)");
+    for when in [
+        "AFTER INSERT ON log FOR EACH STATEMENT",
+        "BEFORE INSERT ON log FOR EACH ROW",
+    ] {
+        client.run(&format!(
+            "CREATE TRIGGER mine {when} EXECUTE FUNCTION audit_db.capture_change()"
+        ));
+        assert_eq!(
+            client.sqlstate("INSERT INTO log VALUES (now())"),
+            "0A000",
+            "{when}"
+        );
+        client.run("DROP TRIGGER mine ON log");
+    }
+    // It has nothing to say to one of its own kind on a table that is not being exchanged.
+    client.run("CREATE TRIGGER mine AFTER INSERT ON log FOR EACH ROW EXECUTE FUNCTION audit_db.capture_change()");
+    client.run("INSERT INTO log VALUES (now())");
+}
+
 /// Why a default partition is not exchanged.
 #[test]
 fn refused_with_a_reason() {
@@ -258,7 +282,19 @@ fn refused_with_a_reason() {
         ),
         (
             "ALTER TABLE log_default ADD CHECK (what <> 'x')",
-            "It bears constraints of its own, which the table does not have.",
+            "It bears constraints or unique indexes of its own, which the table does not have.",
+        ),
+        (
+            "CREATE UNIQUE INDEX ON log_default (at, what)",
+            "It bears constraints or unique indexes of its own, which the table does not have.",
+        ),
+        (
+            "CREATE SEQUENCE owned OWNED BY log_default.what",
+            "It owns a sequence, which would be dropped with it. Give that to the table: ALTER SEQUENCE ... OWNED BY.",
+        ),
+        (
+            "CREATE TABLE log_default_exchanged ()",
+            "A table has the name that it would get until it is compared and dropped: its own, followed by _exchanged.",
         ),
         (
             "CREATE VIEW v AS SELECT * FROM log_default",
@@ -310,7 +346,7 @@ fn refused_with_a_reason() {
         );
         client.run(
             "SELECT audit_db.unmanage_table('log'); DROP TABLE log CASCADE; TRUNCATE audit_db.events_log;
-             DROP TABLE IF EXISTS composite; DROP PUBLICATION IF EXISTS alone",
+             DROP TABLE IF EXISTS composite, log_default_exchanged; DROP PUBLICATION IF EXISTS alone",
         );
     }
     // Without somebody who receives it, it does not matter what is published.
