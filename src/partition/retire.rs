@@ -517,7 +517,7 @@ fn protect(table: &Table, partition: Oid, qualified: &str) -> Result<()> {
     copy_policies(table.oid, partition, qualified)
 }
 
-fn own_sequence_defaults(table: Oid, partition: Oid) -> Result<Vec<String>> {
+pub fn own_sequence_defaults(table: Oid, partition: Oid) -> Result<Vec<String>> {
     Ok(spi::rows(
         "SELECT DISTINCT a.attname::text
            FROM pg_catalog.pg_attrdef d

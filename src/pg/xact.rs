@@ -103,6 +103,15 @@ pub(super) fn arm_step_timeout() {
     unsafe { enable_timeout_after(STATEMENT_TIMEOUT, STEP_TIMEOUT_MS) };
 }
 
+/// From here on the step is cancelled after this time: others wait for it.
+pub fn hurry(time: std::time::Duration) {
+    let milliseconds = c_int::try_from(time.as_millis())
+        .unwrap_or(c_int::MAX)
+        .max(1);
+    // SAFETY: as above; arming again replaces the time.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, milliseconds) };
+}
+
 pub(super) fn disarm_step_timeout() {
     // SAFETY: disabling a timeout that is not armed is allowed.
     unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };

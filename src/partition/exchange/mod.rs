@@ -44,6 +44,9 @@ struct Copy {
     qualified: String,
     /// The month it will be; `None` for the new default partition.
     month: Option<NewPartition>,
+    /// Defaults on sequences of the table, as quoted column and expression. It gets them with the swap: before, they would keep
+    /// the table from being dropped.
+    defaults: Vec<(String, String)>,
 }
 
 /// An exchange and the tables that were made for it.
@@ -140,7 +143,10 @@ fn copy_and_swap(exchange: &Exchange) -> Result<()> {
         settle(exchange, &mut changes, started, FOR_LATEST)?;
         exchange.report("exchanging");
         match swap::swap(exchange, &changes) {
-            Err(error) if error.is_lock_timeout() && started.elapsed() < PATIENCE => {
+            Err(error)
+                if (error.is_lock_timeout() || error.is_cancel())
+                    && started.elapsed() < PATIENCE =>
+            {
                 exchange.report("waiting for locks");
                 pause(BETWEEN_SWAPS);
             }

@@ -9,7 +9,7 @@ use crate::partition::create::{
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::unfinished::Step;
 use crate::partition::waiting;
-use crate::partition::{indexes, maintain, managed, steps, unfinished};
+use crate::partition::{indexes, maintain, managed, retire, steps, unfinished};
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_literal, quote_qualified_identifier};
 use crate::pg::xact::{self, Kind};
@@ -178,6 +178,7 @@ fn month_copy(
         &[],
     )?;
     Ok(Copy {
+        defaults: take_sequence_defaults(exchange.parent, oid, &qualified)?,
         oid,
         name: month.name.clone(),
         qualified,
@@ -202,11 +203,53 @@ fn default_copy(maker: &Maker<'_>, table: &Table, default: &Partition) -> Result
         spi::execute(&format!("ALTER TABLE {qualified} SET ({parameter})"), &[])?;
     }
     Ok(Copy {
+        defaults: take_sequence_defaults(table.oid, oid, &qualified)?,
         oid,
         name,
         qualified,
         month: None,
     })
+}
+
+/// Takes away the defaults that use sequences of the table, and returns them.
+fn take_sequence_defaults(
+    parent: Oid,
+    copy: Oid,
+    qualified: &str,
+) -> Result<Vec<(String, String)>> {
+    let columns = retire::own_sequence_defaults(parent, copy)?;
+    let defaults = spi::rows(
+        "SELECT pg_catalog.quote_ident(a.attname), pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+           FROM pg_catalog.pg_attribute a
+           JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+          WHERE a.attrelid = $1 AND a.attname::pg_catalog.text = ANY ($2)",
+        &[copy.into(), columns.into()],
+        |row| Ok(row.get::<String>(1)?.zip(row.get::<String>(2)?)),
+    )?;
+    let defaults: Vec<_> = defaults.into_iter().flatten().collect();
+    for (column, _) in &defaults {
+        spi::execute(
+            &format!("ALTER TABLE {qualified} ALTER COLUMN {column} DROP DEFAULT"),
+            &[],
+        )?;
+    }
+    Ok(defaults)
+}
+
+/// Gives them back.
+pub(super) fn give_sequence_defaults(exchange: &Exchange) -> Result<()> {
+    for copy in &exchange.copies {
+        for (column, default) in &copy.defaults {
+            spi::execute(
+                &format!(
+                    "ALTER TABLE {} ALTER COLUMN {column} SET DEFAULT {default}",
+                    copy.qualified
+                ),
+                &[],
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// What a range means, as the server writes it in a partition's constraint.

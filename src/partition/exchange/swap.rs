@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Changes that may be left for the moment in which nobody can read or write: some ten milliseconds' worth.
 const UNDER_LOCK: usize = 2_000;
+/// Longest time for which nobody can use the table. Where it is not enough the swap is undone and tried again.
+const SWAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Only an autovacuum holds the tables that we made ourselves; it gives way within a second.
 const OWN_LOCKS: Duration = Duration::from_secs(3);
 
@@ -32,6 +34,7 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
             own.lock(copy.oid, Mode::AccessExclusive);
         }
         stage::release_copies(exchange)?;
+        as_owner(exchange, || stage::give_sequence_defaults(exchange))?;
         let before = Table::load(exchange.parent)?;
         let managed = managed::get(exchange.parent)?;
         let calendar = Calendar::new(before.key, &managed.time_zone)?;
@@ -40,6 +43,7 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         let timeout = settings::lock_timeout() / 2;
         maker.lock_others(&scope, Some(Mode::AccessExclusive), timeout);
         let locked = Instant::now();
+        xact::hurry(SWAP_TIMEOUT);
         check(exchange, &before)?;
         let contents = changes.finish(UNDER_LOCK)?;
         as_owner(exchange, || detach(exchange, &before))?;

@@ -181,6 +181,14 @@ fn two_million_rows_go_to_their_months_while_everybody_works_on() {
     );
     assert!(client.holds("SELECT bool_and(indisvalid) FROM pg_index"));
     assert_eq!(
+        client.number(
+            "SELECT count(*) FROM pg_inherits i LEFT JOIN pg_attrdef d ON d.adrelid = i.inhrelid
+              WHERE i.inhparent = 'log'::regclass AND d.oid IS NULL"
+        ),
+        0,
+        "every partition numbers its rows from the table's sequence"
+    );
+    assert_eq!(
         client.column(
             "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'log_default'::regclass ORDER BY 1"
         ),
