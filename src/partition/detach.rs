@@ -121,12 +121,15 @@ pub fn finish(parent: Oid, name: &str, others: bool) -> Result<bool> {
             })?;
         }
     }
-    let mut any = !begun.is_empty();
+    let mut outcome = Ok(!begun.is_empty());
     for entry in left.iter().filter(|entry| entry.step == Step::Detach) {
-        any = true;
-        conclude(parent, entry.object, name)?;
+        outcome = match conclude(parent, entry.object, name)? {
+            // Its entry is gone: whoever reads the log must find it there.
+            Outcome::Kept(error) => Err(error),
+            _ => outcome.map(|_| true),
+        };
     }
-    Ok(any)
+    outcome
 }
 
 /// What follows a detach: the partition is dropped, or protected and perhaps moved. While it was being detached nobody was kept
@@ -179,7 +182,8 @@ fn conclude(parent: Oid, partition: Oid, name: &str) -> Result<Outcome> {
     });
     match done {
         Err(error) if !error.is_lock_timeout() && !error.is_cancel() => {
-            // It will not get better by itself, and must not keep the table from everything else.
+            // It will not get better by itself, and must not keep the table from everything else. It has no grants: a
+            // partition never had any.
             xact::in_transaction(|| unfinished::remove(partition))?;
             Ok(Outcome::Kept(error))
         }

@@ -313,10 +313,10 @@ pub fn pids_in(database: pg_sys::Oid) -> [i32; 2] {
 
 /// Ends every hold of this session. The database may be gone: the launcher looks before it starts a worker.
 pub fn release(holder: i32) {
-    let mut waiting = Vec::new();
-    let launcher = {
+    let (launcher, worker) = {
         let mut workers = WORKERS.exclusive();
         workers.rescan = true;
+        let mut worker = 0;
         for slot in &mut workers.slots {
             if slot.held_by == holder {
                 slot.held_by = 0;
@@ -325,12 +325,13 @@ pub fn release(holder: i32) {
                 slot.slow_held_by = 0;
                 // Its slow worker was ended in the middle of its work, perhaps.
                 slot.slow_wanted = true;
-                waiting.push(slot.pid);
+                // A session holds that of its own database only.
+                worker = slot.pid;
             }
         }
-        workers.launcher
+        (workers.launcher, worker)
     };
-    waiting.into_iter().for_each(signal::wake);
+    signal::wake(worker);
     signal::wake(launcher);
 }
 
