@@ -10,6 +10,7 @@ CREATE TABLE audit_db.managed_tables (
     storage_parameters text[],
     index_count integer NOT NULL DEFAULT 0,
     home text,
+    audit_table boolean NOT NULL DEFAULT false,
     managed_since timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE audit_db.managed_tables IS 'Settings of the tables that audit_db looks after; written by manage_table and unmanage_table';
@@ -23,6 +24,7 @@ COMMENT ON COLUMN audit_db.managed_tables.default_partition IS 'Whether the tabl
 COMMENT ON COLUMN audit_db.managed_tables.storage_parameters IS 'Storage parameters of new partitions, each name=value; null copies those of the newest partition';
 COMMENT ON COLUMN audit_db.managed_tables.index_count IS 'Number of indexes that the table had when the worker last saw it complete';
 COMMENT ON COLUMN audit_db.managed_tables.home IS 'Server, database and table that the row was written for; where it differs the table was restored, and the worker waits until its indexes are complete';
+COMMENT ON COLUMN audit_db.managed_tables.audit_table IS 'Whether create_audit_log made the table: events go to the oldest such table unless audit_db.audit_table names another';
 COMMENT ON COLUMN audit_db.managed_tables.managed_since IS 'When the table was taken over';
 -- Like the catalog's own description of partitioned tables, the settings hold nothing that must be hidden.
 GRANT SELECT ON audit_db.managed_tables TO PUBLIC;
@@ -87,3 +89,25 @@ COMMENT ON COLUMN audit_db.events_log.message IS 'What was done, or the primary 
 COMMENT ON COLUMN audit_db.events_log.detail IS 'DETAIL of the failure';
 COMMENT ON COLUMN audit_db.events_log.hint IS 'HINT of the failure';
 GRANT SELECT ON audit_db.events_log TO pg_monitor;
+
+CREATE TABLE audit_db.rejected_events (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    rejected_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    audit_table text NOT NULL,
+    role text NOT NULL,
+    event jsonb NOT NULL,
+    sqlstate text NOT NULL,
+    message text NOT NULL,
+    detail text
+);
+COMMENT ON TABLE audit_db.rejected_events IS 'Events that could be stored neither in their audit table nor in the table of rejected events beside it';
+COMMENT ON COLUMN audit_db.rejected_events.id IS 'Number of the entry';
+COMMENT ON COLUMN audit_db.rejected_events.rejected_at IS 'When the event was rejected';
+COMMENT ON COLUMN audit_db.rejected_events.audit_table IS 'The table it was meant for; a number where that is gone';
+COMMENT ON COLUMN audit_db.rejected_events.role IS 'The role that logged it';
+COMMENT ON COLUMN audit_db.rejected_events.event IS 'The event, as log_events takes it';
+COMMENT ON COLUMN audit_db.rejected_events.sqlstate IS 'SQLSTATE of the failure';
+COMMENT ON COLUMN audit_db.rejected_events.message IS 'Primary message of the failure';
+COMMENT ON COLUMN audit_db.rejected_events.detail IS 'DETAIL of the failure';
+SELECT pg_catalog.pg_extension_config_dump('audit_db.rejected_events', '');
+SELECT pg_catalog.pg_extension_config_dump('audit_db.rejected_events_id_seq', '');

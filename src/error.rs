@@ -1,13 +1,22 @@
 //! Every error that audit_db raises: its SQLSTATE, message, DETAIL and HINT. The only place that raises.
 
+mod events;
+
+pub use events::EventError;
+
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+/// SQLSTATE, message, DETAIL, HINT.
+type Parts = (PgSqlErrorCode, String, Option<String>, Option<String>);
 
 /// What went wrong, in terms of the caller's objects.
 #[derive(Debug, Clone)]
 pub enum Error {
     /// An error that the server raised (or that came from another process) and that is passed on.
     Server(Failure),
+    /// About events; see there.
+    Event(EventError),
     NotPreloaded {
         what: &'static str,
     },
@@ -131,6 +140,10 @@ pub enum Error {
         database: u32,
     },
     WorkerEnded,
+    NotDrained {
+        events: u64,
+        waited_ms: u128,
+    },
     Internal(String),
 }
 
@@ -200,6 +213,25 @@ impl Error {
         matches!(self, Self::Server(failure) if failure.sqlstate.starts_with("57") || failure.sqlstate.starts_with("53"))
     }
 
+    /// Whether the same may succeed a little later: a lock, a conflict, resources, a shutdown.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Server(failure) => {
+                matches!(
+                    failure.sqlstate.get(..2),
+                    Some("08" | "40" | "53" | "57" | "58")
+                ) || matches!(failure.sqlstate.as_str(), "55P03" | "55006" | "25006")
+            }
+            Self::LockNotAvailable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a statement ran out of time, or was cancelled.
+    pub fn is_cancel_of_statement(&self) -> bool {
+        matches!(self, Self::Server(failure) if failure.sqlstate == "57014")
+    }
+
     /// The error as it is stored and sent.
     pub fn failure(&self) -> Failure {
         let (code, message, detail, hint) = self.parts();
@@ -237,7 +269,7 @@ impl Error {
         report.report(level);
     }
 
-    fn parts(&self) -> (PgSqlErrorCode, String, Option<String>, Option<String>) {
+    fn parts(&self) -> Parts {
         use PgSqlErrorCode as Code;
         match self {
             Self::Server(failure) => (
@@ -246,6 +278,7 @@ impl Error {
                 failure.detail.clone(),
                 failure.hint.clone(),
             ),
+            Self::Event(error) => error.parts(),
             Self::NotPreloaded { what } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("{what} needs audit_db to be preloaded"),
@@ -549,6 +582,12 @@ impl Error {
                 Some(format!("The database with OID {database} has no worker yet.")),
                 None,
             ),
+            Self::NotDrained { events, waited_ms } => (
+                Code::ERRCODE_OPERATOR_INTERVENTION,
+                format!("{events} queued events could not be stored before the ingest worker ended"),
+                Some(format!("It went on for {waited_ms} ms after it was told to end.")),
+                Some("Where the server is not shutting down the next worker stores them. Raise audit_db.shutdown_drain_timeout.".into()),
+            ),
             Self::WorkerEnded => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "the maintenance worker ended before its work was done".into(),
@@ -577,6 +616,15 @@ pub fn or_raise<T>(result: Result<T>) -> T {
         Ok(value) => value,
         Err(error) => error.raise(),
     }
+}
+
+/// An SQLSTATE as a number, and back.
+pub fn sqlstate_number(text: &str) -> u32 {
+    pack_sqlstate(text) as i32 as u32
+}
+
+pub fn sqlstate_of(number: u32) -> String {
+    unpack_sqlstate(PgSqlErrorCode::from(number as i32))
 }
 
 /// Five characters, six bits each, as `MAKE_SQLSTATE` packs them.

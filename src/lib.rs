@@ -5,6 +5,7 @@ use pgrx::prelude::*;
 
 mod api;
 mod error;
+mod ingest;
 mod partition;
 mod pg;
 #[cfg(any(test, feature = "pg_test"))]
@@ -22,6 +23,7 @@ extension_sql_file!(
     name = "partitions",
     requires = ["tables"]
 );
+extension_sql_file!("../sql/events.sql", name = "events", requires = ["tables"]);
 extension_sql_file!(
     "../sql/workers.sql",
     name = "workers",
@@ -37,9 +39,11 @@ pub extern "C-unwind" fn _PG_init() {
     }
     settings::define();
     pg::row_trigger::install(api::capture_change);
+    pg::event_functions::install(api::log_event, api::log_events);
     if !pg::is_preloading() {
         return;
     }
+    settings::define_for_start();
     settings::reserve_prefix();
     shmem::request();
     worker::init();

@@ -1,7 +1,7 @@
 //! Every setting: its declaration, its check and a typed accessor. Nothing else reads one.
 
 use audit_db_core::span::Span;
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
 use std::time::Duration;
 
@@ -12,11 +12,63 @@ static MAX_PARTITIONS_DROPPED: GucSetting<i32> = GucSetting::<i32>::new(3);
 static MAX_FUTURE: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"13 months"));
 
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16_384);
+static QUEUE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static BATCH_MAX_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(100);
+static BATCH_MAX_DELAY: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static DURABLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static SHUTDOWN_DRAIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static DURABILITY: GucSetting<Durability> = GucSetting::<Durability>::new(Durability::Transaction);
+static AUDIT_TABLE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static STAMP_SESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// When an event is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Durability {
+    /// When the caller's transaction commits.
+    #[name = c"transaction"]
+    Transaction,
+    /// When the call returns, whatever becomes of the caller's transaction.
+    #[name = c"durable"]
+    Durable,
+    /// Soon, whatever becomes of the caller's transaction.
+    #[name = c"async"]
+    Async,
+}
+
+impl std::str::FromStr for Durability {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "transaction" => Ok(Self::Transaction),
+            "durable" => Ok(Self::Durable),
+            "async" => Ok(Self::Async),
+            _ => Err(()),
+        }
+    }
+}
+
 /// What `audit_db.max_future` is where it was never set.
 const DEFAULT_MAX_FUTURE: Span = Span::months(13);
 
-/// Declares the settings. None has postmaster context, so a session that loads the library late can do it too.
+/// Declares the settings of the server's start. Only while libraries are preloaded: later it would end the session.
+pub fn define_for_start() {
+    GucRegistry::define_int_guc(
+        c"audit_db.queue_size",
+        c"Shared memory for events that wait to be stored.",
+        c"All databases share it. Where it is full, callers wait for audit_db.queue_timeout.",
+        &QUEUE_SIZE,
+        256,
+        1 << 20,
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
+}
+
+/// Declares the settings that a session which loads the library late can declare too.
 pub fn define() {
+    define_events();
     GucRegistry::define_int_guc(
         c"audit_db.lock_timeout",
         c"Longest wait of a maintenance step for its locks.",
@@ -67,6 +119,83 @@ pub fn define() {
     );
 }
 
+fn define_events() {
+    GucRegistry::define_int_guc(
+        c"audit_db.queue_timeout",
+        c"How long a call waits for room in the queue.",
+        c"After that an async event is written in the caller's transaction, and a durable one is refused with 53400.",
+        &QUEUE_TIMEOUT,
+        0,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.batch_max_events",
+        c"Number of queued events at which they are stored at once.",
+        c"Fewer wait for audit_db.batch_max_delay, unless somebody waits for them.",
+        &BATCH_MAX_EVENTS,
+        1,
+        1_000_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.batch_max_delay",
+        c"Longest time that an async event waits before it is stored.",
+        c"A crash of the server can lose the async events of this time.",
+        &BATCH_MAX_DELAY,
+        1,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.durable_timeout",
+        c"How long a durable call waits until its event is on disk.",
+        c"After that it fails with 55P03 and says whether the event may still be stored.",
+        &DURABLE_TIMEOUT,
+        1,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.shutdown_drain_timeout",
+        c"How long the ingest worker goes on storing queued events when it is told to end.",
+        c"It is also the longest that storing one batch may take.",
+        &SHUTDOWN_DRAIN_TIMEOUT,
+        100,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_enum_guc(
+        c"audit_db.durability",
+        c"When events are on disk that are logged without saying so.",
+        c"transaction: with the caller's transaction; durable: when the call returns; async: within audit_db.batch_max_delay.",
+        &DURABILITY,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"audit_db.audit_table",
+        c"The table that events are logged to, as schema.table.",
+        c"Empty: the first table of the database that audit_db.create_audit_log made.",
+        &AUDIT_TABLE,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"audit_db.stamp_session",
+        c"Whether every event records who logged it.",
+        c"Adds role, address and application name of the session to the event's metadata, under the key \"session\".",
+        &STAMP_SESSION,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+}
+
 /// Reserves the prefix, so that a misspelt setting is an error.
 pub fn reserve_prefix() {
     crate::pg::guc::reserve_prefix(c"audit_db");
@@ -97,6 +226,44 @@ pub fn max_future() -> Span {
         .get()
         .and_then(|text| text.to_str().ok()?.parse().ok())
         .unwrap_or(DEFAULT_MAX_FUTURE)
+}
+
+/// In bytes.
+pub fn queue_size() -> usize {
+    usize::try_from(QUEUE_SIZE.get()).unwrap_or(0) * 1_024
+}
+
+pub fn queue_timeout() -> Duration {
+    milliseconds(QUEUE_TIMEOUT.get())
+}
+
+pub fn batch_max_events() -> u64 {
+    u64::try_from(BATCH_MAX_EVENTS.get()).unwrap_or(1)
+}
+
+pub fn batch_max_delay() -> Duration {
+    milliseconds(BATCH_MAX_DELAY.get())
+}
+
+pub fn durable_timeout() -> Duration {
+    milliseconds(DURABLE_TIMEOUT.get())
+}
+
+pub fn shutdown_drain_timeout() -> Duration {
+    milliseconds(SHUTDOWN_DRAIN_TIMEOUT.get())
+}
+
+pub fn durability() -> Durability {
+    DURABILITY.get()
+}
+
+/// Empty: none was named.
+pub fn audit_table() -> CString {
+    AUDIT_TABLE.get().unwrap_or_default()
+}
+
+pub fn stamp_session() -> bool {
+    STAMP_SESSION.get()
 }
 
 fn milliseconds(value: i32) -> Duration {

@@ -30,6 +30,7 @@ fn create_audit_log(
             time_zone: manage::zone(time_zone)?,
             default_partition: true,
             storage_parameters: None,
+            audit_table: true,
         };
         let table = create(name, schema)?;
         manage::take_over(table, &wanted)?;

@@ -11,7 +11,7 @@ use crate::pg::clock::NamedZone;
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::quote_identifier;
-use crate::pg::{catalog, compat, identity, lock};
+use crate::pg::{catalog, compat, identity, inval, lock};
 use crate::settings;
 use crate::worker;
 use audit_db_core::calendar::PartitionInterval;
@@ -63,6 +63,7 @@ fn manage_table(
             time_zone: zone(time_zone)?,
             default_partition: required(default_partition, "default_partition")?,
             storage_parameters,
+            audit_table: false,
         };
         take_over(table, &wanted)
     });
@@ -79,7 +80,7 @@ fn unmanage_table(parent: Option<Oid>) {
         steps::with_retries(&name, |scope| {
             Deadline::start(scope, settings::lock_timeout())
                 .lock(table, Mode::ShareUpdateExclusive);
-            managed::forget(table).map(|_| ())
+            managed::forget(table).map(|_| inval::announce(table))
         })
     });
 }

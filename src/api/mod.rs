@@ -3,12 +3,14 @@
 
 mod audit_log;
 mod capture;
+mod events;
 mod expire;
 mod manage;
 mod partitions;
 mod workers;
 
 pub use capture::capture_change;
+pub use events::{log_event, log_events};
 
 use crate::error::{Error, Result, or_raise};
 use crate::pg::guc::Scope;

@@ -2,7 +2,7 @@
 //! write it, after the caller's right to the table was checked.
 
 use crate::error::{Error, Result};
-use crate::pg::{catalog, identity, spi};
+use crate::pg::{catalog, identity, inval, spi};
 use audit_db_core::calendar::PartitionInterval;
 use audit_db_core::retention::RetentionAction;
 use audit_db_core::span::Span;
@@ -177,6 +177,8 @@ pub struct Wanted {
     pub time_zone: String,
     pub default_partition: bool,
     pub storage_parameters: Option<Vec<String>>,
+    /// It is one of our own making, which events may go to.
+    pub audit_table: bool,
 }
 
 /// Writes the settings of a table.
@@ -185,8 +187,8 @@ pub fn save(table: Oid, index_count: i32, wanted: &Wanted) -> Result<()> {
     as_extension_owner(|| {
         spi::execute(
             "INSERT INTO audit_db.managed_tables AS m (parent, partition_interval, premake, retention, retention_action,
-                    time_zone, default_partition, storage_parameters, index_count, home)
-             VALUES ($1::pg_catalog.regclass, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                    time_zone, default_partition, storage_parameters, index_count, home, audit_table)
+             VALUES ($1::pg_catalog.regclass, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
              ON CONFLICT (parent) DO UPDATE SET (partition_interval, premake, retention, retention_action, time_zone,
                     default_partition, storage_parameters, index_count, home)
                   = ROW (excluded.partition_interval, excluded.premake, excluded.retention, excluded.retention_action,
@@ -203,10 +205,14 @@ pub fn save(table: Oid, index_count: i32, wanted: &Wanted) -> Result<()> {
                 wanted.storage_parameters.clone().into(),
                 index_count.into(),
                 home.as_str().into(),
+                wanted.audit_table.into(),
             ],
         )?;
         Ok(())
-    })
+    })?;
+    // Who logs events keeps the time zone in mind.
+    inval::announce(table);
+    Ok(())
 }
 
 /// Removes the settings of a table; whether there were any.

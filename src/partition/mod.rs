@@ -9,6 +9,7 @@ pub mod indexes;
 pub mod inspect;
 pub mod maintain;
 pub mod managed;
+pub mod months;
 pub mod repair;
 pub mod retire;
 pub mod steps;

@@ -195,6 +195,12 @@ pub fn connectable_databases() -> Vec<pg_sys::Oid> {
     databases
 }
 
+/// Whether there is such a database.
+pub fn database_exists(database: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up that returns null for what does not exist.
+    unsafe { !pg_sys::get_database_name(database).is_null() }
+}
+
 /// A database by its name.
 pub fn database_oid(name: &CStr) -> Option<pg_sys::Oid> {
     // SAFETY: with missing_ok the look-up returns InvalidOid instead of raising.
@@ -252,6 +258,28 @@ pub fn relation_owner(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
         let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
         pg_sys::ReleaseSysCache(tuple);
         Some(owner)
+    }
+}
+
+/// Whether the open transaction has written the relation's entry in the catalog: created or altered it.
+pub fn is_changed_by_me(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a look-up in the server's cache; the tuple is released.
+    unsafe {
+        // Without a transaction id it has written nothing.
+        if pg_sys::GetTopTransactionIdIfAny() == pg_sys::InvalidTransactionId {
+            return false;
+        }
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID as i32,
+            pg_sys::Datum::from(relation),
+        );
+        if tuple.is_null() {
+            return false;
+        }
+        let writer = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+        let mine = pg_sys::TransactionIdIsCurrentTransactionId(writer);
+        pg_sys::ReleaseSysCache(tuple);
+        mine
     }
 }
 

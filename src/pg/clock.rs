@@ -25,13 +25,13 @@ pub fn wall() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// Both clocks now. The boot clock goes on while the machine sleeps and is the same for all processes.
 /// Whether the server has been running for less than a minute.
 pub fn just_started() -> bool {
     // SAFETY: reads a variable that the postmaster set.
     wall() - unsafe { pg_sys::PgStartTime } < 60_000_000
 }
 
+/// Both clocks now. The boot clock goes on while the machine sleeps and is the same for all processes.
 pub fn reading() -> ClockReading {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -42,6 +42,16 @@ pub fn reading() -> ClockReading {
     ClockReading {
         wall: wall(),
         boot: time.tv_sec * MICROS + time.tv_nsec / 1_000,
+    }
+}
+
+/// A time as the session shows it.
+pub fn text(time: i64) -> String {
+    // SAFETY: returns a static buffer that is copied at once.
+    unsafe {
+        std::ffi::CStr::from_ptr(pg_sys::timestamptz_to_str(time))
+            .to_string_lossy()
+            .into_owned()
     }
 }
 

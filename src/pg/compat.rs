@@ -163,7 +163,7 @@ pub const PARTITIONS_INHERIT_IDENTITY: bool = cfg!(any(feature = "pg17", feature
 
 unsafe extern "C-unwind" {
     /// The server's handler for SIGTERM in sessions. Declared here because its address is passed on: pgrx's is a wrapper.
-    fn die(signal: std::ffi::c_int);
+    pub(super) fn die(signal: std::ffi::c_int);
 }
 
 /// Makes SIGTERM end the running statement, as it does in a session.

@@ -76,11 +76,16 @@ impl Scope {
         scope
     }
 
-    /// The same for functions that only look: they wait like any query.
-    pub fn reading() -> Self {
+    /// Settings stay as they are; what others set meanwhile is undone.
+    pub fn unchanged() -> Self {
         // SAFETY: opens a nesting level that Drop, or the abort of the transaction, closes.
         let level = unsafe { pg_sys::NewGUCNestLevel() };
-        let scope = Self { level };
+        Self { level }
+    }
+
+    /// The same for functions that only look: they wait like any query.
+    pub fn reading() -> Self {
+        let scope = Self::unchanged();
         scope.set(c"search_path", "pg_catalog, pg_temp");
         scope.set(c"datestyle", "ISO, MDY");
         scope.set(c"default_tablespace", "");
@@ -132,6 +137,17 @@ pub fn fix_for_worker(name: &CStr, value: &str) {
             pg_sys::GucContext::PGC_SUSET,
             pg_sys::GucSource::PGC_S_OVERRIDE,
         );
+    }
+}
+
+/// The value of `synchronous_commit` with which a commit is on this server's disk when it returns; more where more is set.
+pub fn at_least_flushed() -> &'static str {
+    // SAFETY: reads a variable.
+    let level = unsafe { pg_sys::synchronous_commit } as u32;
+    if level == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY {
+        "remote_apply"
+    } else {
+        "on"
     }
 }
 

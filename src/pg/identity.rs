@@ -61,6 +61,39 @@ pub fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Runs `body` with the rights of a role that asked for it: its row-security policies hold, and what its functions could leave
+/// behind for others is refused or undone.
+pub fn as_writer<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
+    let mut guard = Guard {
+        role: pg_sys::InvalidOid,
+        context: 0,
+    };
+    let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+    // SAFETY: reads, then sets, the identity of the transaction; the guard or the abort puts it back.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut guard.role, &mut guard.context);
+        pg_sys::SetUserIdAndSecContext(role, guard.context | flags as c_int);
+    }
+    let scope = Scope::unchanged();
+    let result = body();
+    drop(scope);
+    drop(guard);
+    result
+}
+
+/// Whether a role may insert into these columns of a table.
+pub fn may_insert(table: pg_sys::Oid, columns: &[i16], role: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-ups on numbers.
+    unsafe {
+        let mode = pg_sys::ACL_INSERT.into();
+        let granted = pg_sys::AclResult::ACLCHECK_OK;
+        pg_sys::pg_class_aclcheck(table, role, mode) == granted
+            || columns
+                .iter()
+                .all(|column| pg_sys::pg_attribute_aclcheck(table, *column, role, mode) == granted)
+    }
+}
+
 /// Whether the current role may do to a database what its owner may.
 pub fn owns_database(database: pg_sys::Oid) -> bool {
     // SAFETY: looks up the current role.

@@ -1,7 +1,7 @@
 //! SQL from the inside. Every statement sees a fresh snapshot, and names are found in pg_catalog only (see `guc::Scope`).
 
 use crate::error::Result;
-use pgrx::datum::DatumWithOid;
+use pgrx::datum::{DatumWithOid, FromDatum, IntoDatum};
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Spi, SpiClient, SpiHeapTupleData, SpiTupleTable};
 use std::cell::RefCell;
@@ -78,4 +78,49 @@ fn query<T>(
     // SAFETY: see above.
     unsafe { pg_sys::PopActiveSnapshot() };
     rows
+}
+
+/// The bytes of a text or jsonb value, without their length: in the server's encoding, whatever that is.
+pub struct Bytes(pub Vec<u8>);
+
+impl FromDatum for Bytes {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type_oid: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: only values of types with a length are asked for, see `is_compatible_with`.
+        let bytes = unsafe {
+            let value = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            std::slice::from_raw_parts(
+                pgrx::varlena::vardata_any(value).cast::<u8>(),
+                pgrx::varlena::varsize_any_exhdr(value),
+            )
+        };
+        Some(Self(bytes.to_vec()))
+    }
+}
+
+impl IntoDatum for Bytes {
+    /// Never asked for: values only come out of the server this way.
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        None
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+
+    fn is_compatible_with(other: pg_sys::Oid) -> bool {
+        matches!(other, pg_sys::TEXTOID | pg_sys::JSONBOID)
+    }
+}
+
+/// A jsonb value of a call as an argument of a statement.
+pub fn jsonb_argument<'a>(value: pg_sys::Datum) -> DatumWithOid<'a> {
+    // SAFETY: the functions that use it are declared with an argument of that type.
+    unsafe { DatumWithOid::new(value, pg_sys::JSONBOID) }
 }

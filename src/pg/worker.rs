@@ -3,6 +3,7 @@
 use crate::pg::{compat, guc};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A worker that this process has started.
 pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
@@ -76,6 +77,13 @@ pub fn start_slow_worker(function: &str, slot: usize) -> Option<Handle> {
     start(&mut worker).map(Handle)
 }
 
+/// Starts the ingest worker of a database. `None`: no slot is free.
+pub fn start_ingest_worker(function: &str, slot: usize) -> Option<Handle> {
+    let mut worker = describe("audit_db ingest worker", "audit_db ingest worker", function);
+    worker.bgw_main_arg = pg_sys::Datum::from(slot);
+    start(&mut worker).map(Handle)
+}
+
 /// Starts a worker for one piece of work of a session.
 pub fn start_task(
     function: &str,
@@ -134,14 +142,60 @@ pub fn install_signal_handlers() {
     }
 }
 
-static RELOAD: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+static ENDING: AtomicBool = AtomicBool::new(false);
+static COMMITTING: AtomicBool = AtomicBool::new(false);
+
+/// The same for a worker that has something to finish first: SIGTERM is noticed at the next wait, and the second one ends it.
+pub fn install_draining_handlers() {
+    install_signal_handlers();
+    // SAFETY: a background worker sets its own signal handlers.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(libc::SIGTERM, Some(end_in_order));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(libc::SIGTERM, Some(end_in_order));
+    }
+}
+
+/// Async-signal-safe: sets flags and this process's latch.
+unsafe extern "C-unwind" fn end_in_order(signal: std::ffi::c_int) {
+    // SAFETY: as in `config_reload`; `die` is made for signal handlers.
+    unsafe {
+        let errno = *libc::__errno_location();
+        if ENDING.swap(true, Ordering::Relaxed) {
+            compat::die(signal);
+        } else {
+            if COMMITTING.load(Ordering::Relaxed) {
+                // What is on disk here need not wait for a standby that may never answer.
+                pg_sys::QueryCancelPending = 1;
+                pg_sys::InterruptPending = 1;
+            }
+            set_latch(pg_sys::MyLatch);
+        }
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// Whether the worker was told to end.
+pub fn is_ending() -> bool {
+    ENDING.load(Ordering::Relaxed)
+}
+
+/// Runs a commit: a worker that is told to end meanwhile does not wait for standbys.
+pub fn committing(commit: impl FnOnce()) {
+    COMMITTING.store(true, Ordering::Relaxed);
+    commit();
+    COMMITTING.store(false, Ordering::Relaxed);
+}
+
+static RELOAD: AtomicBool = AtomicBool::new(false);
 
 /// Async-signal-safe: sets a flag and this process's latch.
 unsafe extern "C-unwind" fn config_reload(_signal: std::ffi::c_int) {
     // SAFETY: an atomic store and SetLatch, which is made for signal handlers; errno is put back.
     unsafe {
         let errno = *libc::__errno_location();
-        RELOAD.store(true, std::sync::atomic::Ordering::Relaxed);
+        RELOAD.store(true, Ordering::Relaxed);
         set_latch(pg_sys::MyLatch);
         *libc::__errno_location() = errno;
     }
@@ -155,7 +209,7 @@ unsafe extern "C-unwind" {
 
 /// Whether the configuration should be read again; asks once.
 pub fn reload_requested() -> bool {
-    RELOAD.swap(false, std::sync::atomic::Ordering::Relaxed)
+    RELOAD.swap(false, Ordering::Relaxed)
 }
 
 /// Connects to a database with all rights.

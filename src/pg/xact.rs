@@ -2,13 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::pg::guc::Scope;
+use crate::pg::worker;
 use pgrx::PgTryBuilder;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 /// Runs `body` and turns whatever the server raises in it into a value. The (sub)transaction around it must be aborted then.
-pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     PgTryBuilder::new(AssertUnwindSafe(body))
         .catch_others(|caught| Err(Error::from_caught(caught)))
         .catch_rust_panic(|caught| Err(Error::from_caught(caught)))
@@ -87,6 +89,48 @@ pub fn in_transaction_of<T>(kind: Kind, body: impl FnOnce() -> Result<T>) -> Res
     outcome
 }
 
+/// Runs `body` in a transaction of its own that may take `limit`, and lets `before_commit` know its number. Without the settings
+/// of other transactions: what a worker sets for its whole life holds.
+pub fn in_batch(
+    limit: Duration,
+    body: impl FnOnce() -> Result<()>,
+    before_commit: impl FnOnce(Option<pg_sys::TransactionId>),
+) -> Result<()> {
+    // SAFETY: a worker between transactions; the error path aborts whatever state the transaction is in.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+    let outcome = catch(|| {
+        hurry(limit);
+        body()?;
+        disarm_step_timeout();
+        // SAFETY: the snapshot that was pushed above.
+        unsafe {
+            let transaction = pg_sys::GetTopTransactionIdIfAny();
+            before_commit((transaction != pg_sys::InvalidTransactionId).then_some(transaction));
+            pg_sys::PopActiveSnapshot();
+            worker::committing(|| pg_sys::CommitTransactionCommand());
+        }
+        Ok(())
+    });
+    if outcome.is_err() {
+        disarm_step_timeout();
+        // SAFETY: valid in every state, also when the commit itself failed.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+    }
+    // SAFETY: reports at most once a second.
+    unsafe { pg_sys::pgstat_report_stat(false) };
+    outcome
+}
+
+/// Whether a transaction of the past has committed.
+pub fn has_committed(transaction: pg_sys::TransactionId) -> bool {
+    // SAFETY: reads the server's commit log.
+    unsafe { pg_sys::TransactionIdDidCommit(transaction) }
+}
+
 /// No step takes minutes; an owner's function that never returns must not keep the worker from everybody else's tables.
 const STEP_TIMEOUT_MS: c_int = 600_000;
 /// `STATEMENT_TIMEOUT` of the server's enum; the same number in 14 to 18.
@@ -104,7 +148,7 @@ pub(super) fn arm_step_timeout() {
 }
 
 /// From here on the step is cancelled after this time: others wait for it.
-pub fn hurry(time: std::time::Duration) {
+pub fn hurry(time: Duration) {
     let milliseconds = c_int::try_from(time.as_millis())
         .unwrap_or(c_int::MAX)
         .max(1);

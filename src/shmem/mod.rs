@@ -1,8 +1,9 @@
-//! What audit_db keeps in shared memory. Two locks, `workers` and `exchanges`, never held
-//! together; nothing that can raise, wait or call SQL happens under them.
+//! What audit_db keeps in shared memory. Three locks, `workers`, `exchanges` and
+//! `queue`, never held together; nothing that can raise, wait or call SQL happens under them.
 #![allow(unsafe_code)]
 
 pub mod exchanges;
+pub mod queue;
 pub mod workers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,4 +20,5 @@ pub fn request() {
     PRELOADED.store(true, Ordering::Relaxed);
     workers::request();
     exchanges::request();
+    queue::request();
 }

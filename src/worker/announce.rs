@@ -1,9 +1,11 @@
 //! What sessions tell the workers: that an extension came or went, that a table is now managed, that a database must be empty.
 
 use crate::error::Error;
+use crate::ingest;
 use crate::pg::hooks::{self, Listeners};
 use crate::pg::{catalog, identity, signal};
-use crate::shmem::{self, workers};
+use crate::settings;
+use crate::shmem::{self, queue, workers};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +26,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn install() {
     hooks::install(Listeners {
         database_command: keep_worker_away,
-        drop_extension: keep_slow_worker_away,
+        drop_extension: prepare_drop,
         swept_away: || Error::SweptAway.raise(),
         extension,
         databases_changed,
@@ -65,23 +67,30 @@ fn keep_worker_away(name: &CStr) {
     for pid in workers::hold(database, signal::my_pid()) {
         signal::terminate(pid);
     }
-    wait_until_left(|| workers::pids_in(database) == [0; 2]);
+    // It stores what is queued first.
+    signal::terminate(queue::worker_in(database));
+    wait_until_left(LEAVE_TIMEOUT + settings::shutdown_drain_timeout(), || {
+        workers::pids_in(database) == [0; 2] && queue::worker_in(database) == 0
+    });
 }
 
-/// DROP EXTENSION would wait for what takes long.
-fn keep_slow_worker_away() {
+/// DROP EXTENSION would wait for what takes long. What is queued is stored first: nobody starts a worker for it afterwards.
+fn prepare_drop() {
     if !identity::owns_extension() {
         return;
+    }
+    if let Err(error) = ingest::session::flush() {
+        error.warn();
     }
     let database = identity::my_database();
     HOLDING.store(true, Ordering::Relaxed);
     signal::terminate(workers::hold_slow(database, signal::my_pid()));
-    wait_until_left(|| workers::pids_in(database)[1] == 0);
+    wait_until_left(LEAVE_TIMEOUT, || workers::pids_in(database)[1] == 0);
 }
 
-fn wait_until_left(left: impl Fn() -> bool) {
+fn wait_until_left(timeout: Duration, left: impl Fn() -> bool) {
     let started = Instant::now();
-    while !left() && started.elapsed() < LEAVE_TIMEOUT {
+    while !left() && started.elapsed() < timeout {
         signal::wait(Duration::from_millis(5));
     }
 }

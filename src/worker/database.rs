@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use crate::partition::maintain::{self, Memory};
 use crate::partition::{events, managed, unfinished};
 use crate::pg::worker::{Handle, Status};
-use crate::pg::{catalog, clock, guc, signal, worker, xact};
+use crate::pg::{catalog, clock, guc, identity, signal, worker, xact};
 use crate::settings;
+use crate::shmem::queue;
 use crate::shmem::workers::{self, Ripe, State};
 use crate::worker::state;
 use audit_db_core::backoff::Backoff;
@@ -37,7 +38,8 @@ fn run(index: usize) {
     let mut due = Instant::now();
     let mut first = true;
     let mut memory = Memory::new();
-    let mut slow = Slow::default();
+    let mut slow = Child::default();
+    let mut ingest = Child::default();
     // Every turn looks at everything there is to see before it waits: what came during a cycle is not missed.
     loop {
         if worker::reload_requested() {
@@ -73,10 +75,14 @@ fn run(index: usize) {
             }
             continue;
         }
-        let slow_due = slow.tend(index);
+        let slow_due = tend_slow(&mut slow, index);
+        let ingest_due = tend_ingest(&mut ingest, index);
         workers::update(index, |slot| slot.state = State::Idle);
         xact::report_activity(None);
-        let next = slow_due.map_or(due, |slow_due| due.min(slow_due));
+        let next = [slow_due, ingest_due]
+            .into_iter()
+            .flatten()
+            .fold(due, Instant::min);
         signal::wait(
             next.saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1)),
@@ -84,32 +90,32 @@ fn run(index: usize) {
     }
 }
 
-/// Waits between restarts of a slow worker that did not come to its end.
+/// Waits between restarts of a worker that did not come to its end.
 const RESTART: Backoff = Backoff {
     base: Duration::from_secs(1),
     cap: Duration::from_secs(300),
 };
 
-/// The slow worker of this database, as long as this worker lives.
+/// A worker beside this one, as long as this one lives.
 #[derive(Default)]
-struct Slow {
+struct Child {
     handle: Option<Handle>,
     /// Ends in a row that were not its own.
     failures: u32,
-    /// When it is started again.
+    /// When it may be started again.
     again: Option<Instant>,
 }
 
-impl Slow {
-    /// Starts it where it is wanted, and again where it ended before its time. Returns when the next look is due.
-    fn tend(&mut self, index: usize) -> Option<Instant> {
+impl Child {
+    /// Notices its end; `well`: whether that was its own.
+    fn note_end(&mut self, well: impl FnOnce() -> bool) {
         if self
             .handle
             .as_ref()
             .is_some_and(|handle| handle.status() == Status::Stopped)
         {
             self.handle = None;
-            if workers::get(index).slow_finished {
+            if well() {
                 self.failures = 0;
             } else {
                 let delay = RESTART.delay(self.failures, signal::my_pid() as u64);
@@ -117,19 +123,49 @@ impl Slow {
                 self.again = Some(Instant::now() + delay);
             }
         }
-        if self.again.is_some_and(|again| Instant::now() >= again) {
-            self.again = None;
-            workers::update(index, |slot| slot.slow_wanted = true);
-        }
-        if self.handle.is_none() && workers::take_slow_wanted(index) {
-            self.again = None;
-            self.handle = worker::start_slow_worker("audit_db_slow_worker_main", index);
-            if self.handle.is_none() {
-                note(index, Err(Error::NoWorkerSlot));
-            }
-        }
-        self.again
     }
+
+    fn start(&mut self, index: usize, handle: Option<Handle>) {
+        self.again = None;
+        self.handle = handle;
+        if self.handle.is_none() {
+            note(index, Err(Error::NoWorkerSlot));
+            self.again = Some(Instant::now() + Duration::from_secs(1));
+        }
+    }
+}
+
+/// Starts the slow worker where it is wanted, and again where it ended before its time. Returns when the next look is due.
+fn tend_slow(slow: &mut Child, index: usize) -> Option<Instant> {
+    slow.note_end(|| workers::get(index).slow_finished);
+    if slow.again.is_some_and(|again| Instant::now() >= again) {
+        slow.again = None;
+        workers::update(index, |slot| slot.slow_wanted = true);
+    }
+    if slow.handle.is_none() && workers::take_slow_wanted(index) {
+        slow.start(
+            index,
+            worker::start_slow_worker("audit_db_slow_worker_main", index),
+        );
+    }
+    slow.again
+}
+
+/// The same for the ingest worker, which is wanted whenever there are events.
+fn tend_ingest(ingest: &mut Child, index: usize) -> Option<Instant> {
+    let database = identity::my_database();
+    ingest.note_end(|| !queue::needs_worker(database));
+    if ingest.again.is_some_and(|again| Instant::now() < again) {
+        return ingest.again;
+    }
+    if ingest.handle.is_none() && queue::needs_worker(database) && workers::get(index).held_by == 0
+    {
+        ingest.start(
+            index,
+            worker::start_ingest_worker("audit_db_ingest_worker_main", index),
+        );
+    }
+    ingest.again
 }
 
 fn extension_is_here(index: usize) -> bool {

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::pg::worker::{Handle, Status};
 use crate::pg::{catalog, clock, guc, signal, worker, xact};
+use crate::shmem::queue;
 use crate::shmem::workers::{self, MAX_DATABASES, State};
 use audit_db_core::backoff::Backoff;
 use pgrx::pg_sys;
@@ -117,6 +118,7 @@ impl Launcher {
                 workers::free(index);
             }
         }
+        self.forget_queues();
         let was_crowded = self.crowded;
         self.crowded = false;
         for database in databases {
@@ -192,6 +194,26 @@ impl Launcher {
             next = next.min(RESCANNED);
         }
         next
+    }
+
+    /// Events of databases that were dropped.
+    fn forget_queues(&self) {
+        let queued = queue::databases();
+        if queued
+            .iter()
+            .all(|database| self.present.contains(&database.to_u32()))
+        {
+            return;
+        }
+        match xact::in_transaction(|| {
+            Ok(queued
+                .into_iter()
+                .filter(|database| !catalog::database_exists(*database))
+                .collect::<Vec<_>>())
+        }) {
+            Ok(gone) => queue::forget(&gone),
+            Err(error) => error.warn(),
+        }
     }
 
     /// Workers that have not yet found out whether the extension is there.

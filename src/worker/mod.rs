@@ -1,10 +1,11 @@
 //! Background workers: the launcher (one a server), the worker (one a database with the extension), the slow worker (beside
-//! it when there is work that takes long), and tasks (one a call of a session that waits for work which needs transactions of its
+//! it when there is work that takes long), the ingest worker (when there are events to store), and tasks (one a call of a session that waits for work which needs transactions of its
 //! own).
 #![allow(unsafe_code)]
 
 mod announce;
 mod database;
+mod ingest;
 mod launcher;
 mod slow;
 mod state;

@@ -9,5 +9,6 @@ pub mod calendar;
 pub mod change_log;
 pub mod naming;
 pub mod partition_plan;
+pub mod record;
 pub mod retention;
 pub mod span;

@@ -1,0 +1,73 @@
+//! Which relations have changed. The server calls back in the middle of anything: all that happens here is that a number is kept.
+
+use pgrx::pg_sys;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+/// So many changed relations are kept apart; with more all of them count as changed.
+const KEPT: usize = 16;
+
+static WATCHING: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static RELATIONS: [AtomicU32; KEPT] = [const { AtomicU32::new(0) }; KEPT];
+
+/// From now on changes are noticed.
+pub fn watch_relations() {
+    if !WATCHING.swap(true, Ordering::Relaxed) {
+        // SAFETY: the callback has the signature the server asks for; registered once in a process.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(changed), pg_sys::Datum::null());
+        }
+    }
+}
+
+/// Cannot raise or panic.
+unsafe extern "C-unwind" fn changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    let place = if relation == pg_sys::InvalidOid {
+        // All of them.
+        KEPT + 1
+    } else {
+        COUNT.load(Ordering::Relaxed)
+    };
+    if let Some(kept) = RELATIONS.get(place) {
+        kept.store(relation.to_u32(), Ordering::Relaxed);
+        COUNT.store(place + 1, Ordering::Relaxed);
+    } else {
+        COUNT.store(KEPT + 1, Ordering::Relaxed);
+    }
+}
+
+/// Relations that have changed.
+#[derive(Clone, Copy)]
+pub struct Changed {
+    count: usize,
+    relations: [u32; KEPT],
+}
+
+impl Changed {
+    pub const fn is_none(&self) -> bool {
+        self.count == 0
+    }
+
+    pub fn contains(&self, relation: pg_sys::Oid) -> bool {
+        self.count > KEPT || self.relations[..self.count].contains(&relation.to_u32())
+    }
+}
+
+/// Those that have changed since the last time.
+pub fn take_changed() -> Changed {
+    let count = COUNT.load(Ordering::Relaxed);
+    let mut relations = [0; KEPT];
+    if count > 0 {
+        for (target, kept) in relations.iter_mut().zip(&RELATIONS) {
+            *target = kept.load(Ordering::Relaxed);
+        }
+        COUNT.store(0, Ordering::Relaxed);
+    }
+    Changed { count, relations }
+}
+
+/// Makes every process look at a relation anew, once the transaction has committed.
+pub fn announce(relation: pg_sys::Oid) {
+    // SAFETY: a message to other processes; a relation that is gone is announced by its end.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
+}

@@ -1,0 +1,47 @@
+//! What a session is: facts that its user cannot choose, and the name that his program gave itself.
+
+use crate::pg::json::Object;
+use crate::pg::signal;
+use pgrx::pg_sys;
+use std::ffi::{CStr, CString};
+
+/// The session as a JSON object.
+pub fn describe() -> CString {
+    let mut object = Object::new();
+    // SAFETY: look-ups with missing_ok; the program's name is a string of the server's or null.
+    unsafe {
+        for (name, role) in [
+            ("session_user", pg_sys::GetSessionUserId()),
+            ("role", pg_sys::GetUserId()),
+        ] {
+            let text = pg_sys::GetUserNameFromId(role, true);
+            if !text.is_null() {
+                object.put(name, CStr::from_ptr(text).to_bytes());
+            }
+        }
+        if let Some(address) = client_address() {
+            object.put("client_addr", address.to_bytes());
+        }
+        let program = pg_sys::application_name;
+        if !program.is_null() {
+            object.put("application_name", CStr::from_ptr(program).to_bytes());
+        }
+        let pid = CString::new(signal::my_pid().to_string()).unwrap_or_default();
+        object.put_json("pid", &pid);
+    }
+    object.finish()
+}
+
+/// `None`: the session came through a socket of the machine.
+fn client_address() -> Option<CString> {
+    // SAFETY: the functions take and return what is passed here.
+    unsafe {
+        if pg_sys::MyProcPort.is_null() {
+            return None;
+        }
+        let address = pgrx::direct_function_call_as_datum(pg_sys::inet_client_addr, &[])?;
+        let text = pgrx::direct_function_call_as_datum(pg_sys::network_host, &[Some(address)])?;
+        let text = pg_sys::text_to_cstring(text.cast_mut_ptr());
+        Some(CStr::from_ptr(text).to_owned())
+    }
+}
