@@ -132,7 +132,7 @@ fn in_own_transaction(mut target: Rc<Target>, events: &[Event<'_>]) -> Result<In
         rows.add(&event.fields, event.event_time, &mut buffer);
     }
     Ok(Insert {
-        plan: target.plan,
+        plan: target.plan()?,
         rows,
     })
 }
@@ -223,19 +223,17 @@ fn queue_without_waiting<'e, 'a>(
 /// Queues records, waiting for room if need be.
 fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> std::result::Result<Queued, Refused> {
     let mut outcome = queue::push(records, ticket);
-    let wait = |outcome: &std::result::Result<Queued, Refused>| match outcome {
-        Err(Refused::Full) => true,
-        // Perhaps the worker has only been restarted.
-        Err(Refused::Closed) => ticket.is_some(),
-        _ => false,
+    // A queue that is closed opens when the worker was only restarted; where the server is shutting down this session ends.
+    let timeout = match outcome {
+        Err(Refused::Full) => settings::queue_timeout(),
+        Err(Refused::Closed) if ticket.is_some() => settings::durable_timeout(),
+        _ => return outcome,
     };
-    if wait(&outcome) {
-        call_worker(true);
-        queue::wait_for_room(settings::queue_timeout(), || {
-            outcome = queue::push(records, ticket);
-            !wait(&outcome)
-        });
-    }
+    call_worker(true);
+    queue::wait_for_room(timeout, || {
+        outcome = queue::push(records, ticket);
+        !matches!(outcome, Err(Refused::Full | Refused::Closed))
+    });
     outcome
 }
 

@@ -10,7 +10,7 @@ use crate::pg::{catalog, clock, identity, inval};
 use crate::settings;
 use audit_db_core::record::{COLUMNS, METADATA, TIME_COLUMN};
 use pgrx::pg_sys::{self, Oid};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::ops::Range;
@@ -28,7 +28,9 @@ pub struct Target {
     pub months: Option<Vec<Range<i64>>>,
     /// Some of its triggers or constraints can be deferred.
     pub deferrable: bool,
-    pub plan: Plan,
+    statement: String,
+    /// Made when it is needed: planning locks the table, which who only queues an event need not wait for.
+    plan: OnceCell<Plan>,
 }
 
 struct Column {
@@ -111,8 +113,8 @@ fn forget_changed() {
     KNOWN.with_borrow_mut(|known| {
         known.retain(|table, target| {
             let keep = !changed.contains(Oid::from(*table));
-            if !keep {
-                OLD.with_borrow_mut(|old| old.push((now, target.plan)));
+            if !keep && let Some(plan) = target.plan.get() {
+                OLD.with_borrow_mut(|old| old.push((now, *plan)));
             }
             keep
         });
@@ -203,12 +205,12 @@ fn load(table: Oid) -> Result<Target> {
     }
     let schema = catalog::schema_of(table).unwrap_or_default();
     let relation = catalog::relation_name(table).unwrap_or_default();
-    let plan = Plan::new(&format!(
+    let statement = format!(
         "INSERT INTO {} ({}) SELECT {} FROM audit_db_events e",
         quote_qualified_identifier(schema, relation),
         targets.join(", "),
         sources.join(", ")
-    ))?;
+    );
     Ok(Target {
         table,
         name,
@@ -220,7 +222,8 @@ fn load(table: Oid) -> Result<Target> {
             None
         },
         deferrable,
-        plan,
+        statement,
+        plan: OnceCell::new(),
     })
 }
 
@@ -262,9 +265,9 @@ fn columns(table: Oid) -> Result<Vec<Column>> {
 fn facts(table: Oid) -> Result<(Option<i16>, Oid, bool)> {
     Ok(spi::rows(
         "SELECT CASE WHEN p.partnatts = 1 THEN p.partattrs[0] END, p.partdefid,
-                EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                         WHERE t.tgdeferrable AND (t.tgrelid = c.oid OR t.tgrelid IN
-                               (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid))))
+                EXISTS (WITH RECURSIVE tree(oid) AS (
+                            SELECT c.oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+                        SELECT FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid = tree.oid WHERE t.tgdeferrable)
            FROM pg_catalog.pg_class c
            LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid
           WHERE c.oid = $1",
@@ -306,6 +309,15 @@ fn time_expression(table: Oid, column: &Column) -> Result<Option<String>> {
 }
 
 impl Target {
+    pub fn plan(&self) -> Result<Plan> {
+        if let Some(plan) = self.plan.get() {
+            return Ok(*plan);
+        }
+        let _scope = Scope::reading();
+        let plan = Plan::new(&self.statement)?;
+        Ok(*self.plan.get_or_init(|| plan))
+    }
+
     /// The first of these times that lies in no partition.
     pub fn first_outside(&self, times: &[i64]) -> Option<i64> {
         let months = self.months.as_ref()?;

@@ -238,6 +238,7 @@ fn insert(events: &[(usize, Event<'_>)], places: &[usize]) -> Result<()> {
         return Err(Error::NoSuchRelation(header.table));
     }
     let target = target::of_table(table)?;
+    let plan = target.plan()?;
     let rows = Rows::new();
     let mut buffer = Buffer::default();
     for place in places {
@@ -249,11 +250,7 @@ fn insert(events: &[(usize, Event<'_>)], places: &[usize]) -> Result<()> {
             // Deferred to the commit they would run with the rights of the worker.
             spi::execute("SET CONSTRAINTS ALL IMMEDIATE", &[])?;
         }
-        Insert {
-            plan: target.plan,
-            rows,
-        }
-        .run();
+        Insert { plan, rows }.run();
         Ok::<(), Error>(())
     })?;
     rows.end();

@@ -43,6 +43,8 @@ pub struct Queue {
     pub sleeping: bool,
     /// It has ended in order: nothing may be queued until it is back.
     pub closed: bool,
+    /// Somebody found it closed and would queue something.
+    pub wanted: bool,
     /// A call waits for what was queued since the last batch was taken.
     pub urgent: bool,
     pub head: u32,
@@ -213,6 +215,7 @@ pub unsafe fn empty(queue: *mut Queue) {
         (*queue).worker_place = 0;
         (*queue).sleeping = false;
         (*queue).closed = false;
+        (*queue).wanted = false;
         (*queue).urgent = false;
         (*queue).head = NONE;
         (*queue).tail = NONE;

@@ -26,7 +26,7 @@ pub enum Refused {
     Full,
     /// They would not even fit into an empty queue.
     TooLarge { capacity: u64 },
-    /// The worker has ended in order; `true`: nobody has been asked to start it again.
+    /// The worker has ended in order.
     Closed,
     /// The server has too many databases with audit logs.
     NoQueue,
@@ -52,7 +52,9 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
     let index = locked
         .find_or_take(identity::my_database())
         .ok_or(Refused::NoQueue)?;
-    if locked.queue(index).closed {
+    let queue = locked.queue(index);
+    if queue.closed {
+        queue.wanted = true;
         return Err(Refused::Closed);
     }
     let (total, free) = {
@@ -75,6 +77,15 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
     }
     let left = u64::from(free).saturating_sub(needed);
     if needed > u64::from(free) || (needed > 0 && u64::from(used) + needed > SHARE * left) {
+        // Whatever may wait for more company: there is no room for it.
+        let queue = locked.queue(index);
+        queue.urgent = true;
+        let wake = std::mem::take(&mut queue.sleeping);
+        let place = queue.worker_place as usize;
+        drop(locked);
+        if wake {
+            wake_place(place);
+        }
         return Err(Refused::Full);
     }
     let first = locked.queue(index).next;
@@ -91,7 +102,9 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
     if was_empty {
         queue.oldest = now;
     }
-    queue.urgent |= ticket.is_some();
+    // Before the queue is full, too.
+    let crowded = u64::from(used) + needed > most_blocks(total) / 2;
+    queue.urgent |= ticket.is_some() || crowded;
     let queued = Queued {
         first,
         last: queue.next - 1,

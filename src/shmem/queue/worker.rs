@@ -22,6 +22,7 @@ pub fn claim(database: pg_sys::Oid) -> Option<usize> {
     queue.worker_place = my_place() as u32;
     queue.sleeping = false;
     queue.closed = false;
+    queue.wanted = false;
     // What the worker before was asked for is still wanted.
     queue.urgent = true;
     let room = &raw mut locked.heading().room;
@@ -43,7 +44,7 @@ pub fn leave(database: pg_sys::Oid) {
     }
 }
 
-/// Whether a database has events that nobody stores.
+/// Whether a database has events that nobody stores, or a session that would queue one.
 pub fn needs_worker(database: pg_sys::Oid) -> bool {
     if !super::super::is_preloaded() {
         return false;
@@ -51,7 +52,7 @@ pub fn needs_worker(database: pg_sys::Oid) -> bool {
     let mut locked = lock();
     locked.find(database).is_some_and(|index| {
         let queue = locked.queue(index);
-        queue.worker == 0 && queue.done + 1 < queue.next
+        queue.worker == 0 && (queue.wanted || queue.done + 1 < queue.next)
     })
 }
 

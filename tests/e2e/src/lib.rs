@@ -1,5 +1,6 @@
 //! Harness of the end-to-end tests: throw-away clusters, client sessions, and waiting with a bound.
 
+pub mod cloudtrail;
 mod cluster;
 mod reaper;
 mod session;

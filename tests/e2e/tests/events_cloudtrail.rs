@@ -1,11 +1,9 @@
 //! Real events: 2,900 records of AWS CloudTrail, spread over 18 months, stand where they belong and are found by index.
 
-use audit_db_e2e::{Client, Cluster, Session};
+use audit_db_e2e::{Client, Cluster, Session, cloudtrail};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::Command;
 
 const MONTHS: usize = 18;
 
@@ -23,32 +21,6 @@ const COLUMNS: &str =
 const ACTION: usize = 0;
 const PRINCIPAL: usize = 2;
 const RESOURCE: usize = 6;
-
-/// The file, unless it is not there.
-fn lines() -> Option<Vec<String>> {
-    let path = std::env::var_os("AUDIT_DB_EVENTS").map_or_else(
-        || {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("../../../shared/data/cloudtrail.ndjson.gz")
-        },
-        PathBuf::from,
-    );
-    if !path.exists() {
-        println!(
-            "skipped: {} is not there; AUDIT_DB_EVENTS names a gzipped file of CloudTrail records, one a line",
-            path.display()
-        );
-        return None;
-    }
-    let output = Command::new("gzip")
-        .arg("-dc")
-        .arg(&path)
-        .output()
-        .expect("gzip");
-    assert!(output.status.success(), "{}", path.display());
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    Some(text.lines().map(str::to_owned).collect())
-}
 
 fn text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
@@ -170,7 +142,9 @@ fn by_index(client: &mut Client, sql: &str, partitions: &BTreeSet<String>) -> Ve
 
 #[test]
 fn real_events_stand_in_their_months_and_are_found_by_index() {
-    let Some(lines) = lines() else { return };
+    let Some(lines) = cloudtrail::lines() else {
+        return;
+    };
     let cluster = Cluster::builder().fast().start();
     let mut client = cluster.database("events");
     client.run("SET TimeZone = 'UTC'; SELECT audit_db.create_audit_log('events', premake => 2)");
