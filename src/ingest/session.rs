@@ -353,20 +353,18 @@ fn worker_waits_for_me() -> Result<bool> {
 pub fn flush() -> Result<i64> {
     require_queue()?;
     let started = Instant::now();
-    let Some(everything) = queue::request_flush() else {
+    let Some(everything) = queue::request_flush(identity::my_database()) else {
         return Ok(0);
     };
     call_worker(everything.lonely);
     let deadline = started + settings::durable_timeout();
-    let mut deadlocked = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if queue::wait_for_flush(everything, left.min(DEADLOCK_CHECK), || false) {
+        if queue::wait_for_flush(everything, left.min(DEADLOCK_CHECK)) {
             return Ok(i64::try_from(everything.events).unwrap_or(i64::MAX));
         }
         call_worker(queue::worker_pid() == 0);
-        deadlocked = deadlocked || worker_waits_for_me()?;
-        if deadlocked {
+        if worker_waits_for_me()? {
             return Err(EventError::Deadlock { known: false }.into());
         }
         if left.is_zero() {

@@ -63,11 +63,16 @@ fn keep_worker_away(name: &CStr) {
     if database == identity::my_database() || !identity::owns_database(database) {
         return;
     }
+    // What is queued belongs to the database: a copy of it should have it.
+    if let Some(queued) = queue::request_flush(database) {
+        workers::wake(database, false);
+        queue::wait_for_flush(queued, settings::shutdown_drain_timeout());
+    }
     HOLDING.store(true, Ordering::Relaxed);
     for pid in workers::hold(database, signal::my_pid()) {
         signal::terminate(pid);
     }
-    // It stores what is queued first.
+    // What came since is stored first.
     signal::terminate(queue::worker_in(database));
     wait_until_left(LEAVE_TIMEOUT + settings::shutdown_drain_timeout(), || {
         workers::pids_in(database) == [0; 2] && queue::worker_in(database) == 0

@@ -5,6 +5,7 @@ use super::{Locked, lock, unlocked};
 use crate::pg::shmem::{Condition, my_place, wake_place};
 use crate::pg::{clock, identity};
 use audit_db_core::record;
+use pgrx::pg_sys;
 use std::time::Duration;
 
 /// A database may use this many times what is left free.
@@ -282,10 +283,10 @@ pub struct Everything {
     pub lonely: bool,
 }
 
-/// Asks the worker to store everything that is queued now. `None`: nothing is.
-pub fn request_flush() -> Option<Everything> {
+/// Asks the worker of a database to store everything that is queued now. `None`: nothing is.
+pub fn request_flush(database: pg_sys::Oid) -> Option<Everything> {
     let mut locked = lock();
-    let index = locked.find(identity::my_database())?;
+    let index = locked.find(database)?;
     let queue = locked.queue(index);
     let last = queue.next - 1;
     if queue.done >= last {
@@ -307,12 +308,8 @@ pub fn request_flush() -> Option<Everything> {
     Some(everything)
 }
 
-/// Waits until all that is on disk, or `give_up` says so, or the time is over. `true`: it is.
-pub fn wait_for_flush(
-    everything: Everything,
-    timeout: Duration,
-    mut give_up: impl FnMut() -> bool,
-) -> bool {
+/// Waits until all that is on disk, or the time is over. `true`: it is.
+pub fn wait_for_flush(everything: Everything, timeout: Duration) -> bool {
     let is_done = || {
         let mut locked = lock();
         let queue: &Queue = locked.queue(everything.index);
@@ -321,7 +318,7 @@ pub fn wait_for_flush(
     };
     // SAFETY: the queue is in shared memory.
     let stored = unsafe { &raw mut (*unlocked().heading).queues[everything.index].stored };
-    Condition::wait(stored, timeout, || is_done() || give_up()) && is_done()
+    Condition::wait(stored, timeout, is_done)
 }
 
 impl Counters {
