@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How often a waiting call looks whether it waits for itself; the first time after as long as the server does by default.
 const DEADLOCK_CHECK: Duration = Duration::from_secs(1);
+/// How often it looks whether it was cancelled, where that did not wake it.
+const MOMENT: Duration = Duration::from_millis(100);
 /// Events that are queued at a time where nobody waits for them.
 const TOGETHER: usize = 100;
 
@@ -271,7 +273,7 @@ fn wait_until_stored(target: &Target, queued: Queued, started: Instant) -> Resul
             rejected,
             sqlstate,
             message,
-        } = queue::progress()
+        } = queue::wait_a_moment(MOMENT)
         {
             if rejected == 0 {
                 return Ok(());
@@ -302,13 +304,9 @@ fn wait_until_stored(target: &Target, queued: Queued, started: Instant) -> Resul
                 .into());
             }
         }
-        let until = next_check.min(started + settings::durable_timeout());
-        let left = until
-            .saturating_duration_since(now)
-            .max(Duration::from_millis(1));
         // A cancel must not leave the event's fate in the dark.
         if let Err(error) = xact::catch(|| {
-            signal::wait(left);
+            signal::wait(Duration::ZERO);
             Ok(())
         }) {
             if !withdraw(queued) {

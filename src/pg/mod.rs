@@ -6,6 +6,7 @@ pub mod clock;
 pub mod compat;
 pub mod event_functions;
 pub mod extension;
+pub mod futex;
 pub mod guc;
 pub mod hooks;
 pub mod identity;

@@ -17,12 +17,38 @@ pub fn wait(timeout: Duration) {
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
-        // A cancel that hits a worker between two transactions has nothing to cancel, and must not end the worker.
+    }
+    check();
+}
+
+/// Raises a cancel or termination that has come, as [`wait`] does, without waiting.
+pub fn check() {
+    // A cancel that hits a worker between two transactions has nothing to cancel, and must not end the worker.
+    // SAFETY: reads and writes variables of this process.
+    unsafe {
         if !pg_sys::IsTransactionState() {
             pg_sys::QueryCancelPending = 0;
         }
     }
     pgrx::check_for_interrupts!();
+}
+
+/// Shows in pg_stat_activity that this process waits, until the value is dropped.
+pub struct WaitEvent(());
+
+impl WaitEvent {
+    pub fn new() -> Self {
+        // SAFETY: writes a word of the process's own entry.
+        unsafe { pg_sys::pgstat_report_wait_start(pg_sys::PG_WAIT_EXTENSION) };
+        Self(())
+    }
+}
+
+impl Drop for WaitEvent {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::pgstat_report_wait_end() };
+    }
 }
 
 /// Sets the latch of another process of this server; nothing happens when it is gone.

@@ -21,6 +21,9 @@ const LOCK_TIMEOUT: &str = "5s";
 /// With no event for so long the worker ends; the next event brings it back.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// For so long after an event the worker waits in the way that costs who wakes it least.
+const LIGHT: Duration = Duration::from_millis(300);
+
 /// The database that this process must leave in order, for the exit path.
 static DATABASE: AtomicU32 = AtomicU32::new(0);
 
@@ -88,7 +91,9 @@ impl Ingest {
             let now = Instant::now();
             let waits = self.again.filter(|again| *again > now);
             let ending = self.deadline.is_some();
-            let (look, due) = queue::look(self.index, |look| {
+            // Just after some events the next ones are near.
+            let deep = now - busy > LIGHT || waits.is_some();
+            let (look, due) = queue::look(self.index, deep, |look| {
                 waits.is_none() && (look.in_flight || look.events > 0 && (ending || is_due(look)))
             });
             if due {
@@ -99,7 +104,6 @@ impl Ingest {
             if now - busy > IDLE && queue::end_if_empty(self.index, false) {
                 return;
             }
-            xact::report_activity(None);
             let timeout = match waits {
                 Some(again) => again - now,
                 None if look.events > 0 => until_due(&look),
@@ -108,8 +112,15 @@ impl Ingest {
             let timeout = match self.deadline {
                 Some(deadline) => timeout.min(deadline.saturating_duration_since(now)),
                 None => timeout,
-            };
-            signal::wait(timeout.max(Duration::from_millis(1)));
+            }
+            .max(Duration::from_millis(1));
+            if deep {
+                xact::report_activity(None);
+                signal::wait(timeout);
+            } else {
+                queue::wait_lightly(&look, self.index, timeout);
+                signal::check();
+            }
         }
     }
 

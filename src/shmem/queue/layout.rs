@@ -1,6 +1,7 @@
 //! How the queue lies in shared memory: a heading, a queue a database, a place to wait for every process, and blocks that are
 //! either free or belong to one queue.
 
+use crate::pg::futex::Word;
 use crate::pg::shmem::{Condition, max_backends};
 use crate::settings;
 use crate::shmem::workers::MAX_DATABASES;
@@ -31,6 +32,17 @@ pub struct Block {
     pub bytes: [u8; ROOM],
 }
 
+/// How a worker waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Sleep {
+    Awake,
+    /// For the bell: a moment.
+    Light,
+    /// For its latch: as long as nothing comes.
+    Deep,
+}
+
 /// The events of one database: those that are queued, and those that the worker is storing.
 #[repr(C)]
 pub struct Queue {
@@ -39,8 +51,10 @@ pub struct Queue {
     pub worker: i32,
     /// Where it waits.
     pub worker_place: u32,
-    /// It waits for events.
-    pub sleeping: bool,
+    /// How it waits for events, if it does.
+    pub sleep: Sleep,
+    /// Changes when it is called while it waits lightly.
+    pub bell: Word,
     /// It has ended in order: nothing may be queued until it is back.
     pub closed: bool,
     /// Somebody found it closed and would queue something.
@@ -89,9 +103,14 @@ pub struct Counters {
     pub reset_at: i64,
 }
 
+/// States of a call that waits.
+pub const WAITING: u32 = 1;
+pub const DONE: u32 = 2;
+
 /// A process that waits until its events are on disk.
 #[repr(C)]
 pub struct Waiter {
+    pub state: Word,
     /// The call it is in, counted on for ever.
     pub ticket: u64,
     /// The last call that took its events back.
@@ -213,7 +232,7 @@ pub unsafe fn empty(queue: *mut Queue) {
         (*queue).database = pg_sys::InvalidOid;
         (*queue).worker = 0;
         (*queue).worker_place = 0;
-        (*queue).sleeping = false;
+        (*queue).sleep = Sleep::Awake;
         (*queue).closed = false;
         (*queue).wanted = false;
         (*queue).urgent = false;

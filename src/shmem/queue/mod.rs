@@ -13,10 +13,11 @@ pub use layout::Counters;
 pub use session::*;
 pub use worker::*;
 
-use crate::pg::shmem::{Area, Held};
+use crate::pg::futex::Word;
+use crate::pg::shmem::{Area, Held, wake_place};
 use crate::pg::{clock, identity};
 use crate::shmem::workers::MAX_DATABASES;
-use layout::{Heading, Memory, NONE, Queue};
+use layout::{Heading, Memory, NONE, Queue, Sleep};
 use pgrx::{pg_guard, pg_shmem_init, pg_sys};
 
 // SAFETY: the name is ours alone; the layout fills what it measures.
@@ -38,6 +39,25 @@ fn lock() -> Locked {
         // SAFETY: the area has the size of the layout.
         memory: unsafe { Memory::at(AREA.address()) },
         _held: held,
+    }
+}
+
+/// How a worker is called.
+#[must_use]
+enum Call {
+    None,
+    Latch(usize),
+    Bell(*const Word),
+}
+
+impl Call {
+    fn make(self) {
+        match self {
+            Self::None => {}
+            Self::Latch(place) => wake_place(place),
+            // SAFETY: the bell lies in shared memory.
+            Self::Bell(bell) => unsafe { (*bell).wake() },
+        }
     }
 }
 
@@ -75,6 +95,19 @@ impl Locked {
         queue.database = database;
         queue.counters.reset_at = clock::wall();
         Some(index)
+    }
+
+    /// Ends the wait of a queue's worker; the call is made when the lock is free.
+    fn call_worker(&mut self, index: usize) -> Call {
+        let queue = self.queue(index);
+        match std::mem::replace(&mut queue.sleep, Sleep::Awake) {
+            Sleep::Awake => Call::None,
+            Sleep::Deep => Call::Latch(queue.worker_place as usize),
+            Sleep::Light => {
+                queue.bell.increment();
+                Call::Bell(&raw const queue.bell)
+            }
+        }
     }
 
     /// Gives a chain of blocks back.

@@ -1,8 +1,9 @@
 //! The side of the sessions: queueing events, waiting for them, taking them back.
 
-use super::layout::{BLOCK, Counters, NONE, Queue, ROOM};
-use super::{Locked, lock, unlocked};
-use crate::pg::shmem::{Condition, my_place, wake_place};
+use super::layout::{BLOCK, Counters, NONE, Queue, ROOM, WAITING};
+use super::{Call, Locked, lock, unlocked};
+use crate::pg::shmem::{Condition, my_place};
+use crate::pg::signal::WaitEvent;
 use crate::pg::{clock, identity};
 use audit_db_core::record;
 use pgrx::pg_sys;
@@ -79,14 +80,10 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
     let left = u64::from(free).saturating_sub(needed);
     if needed > u64::from(free) || (needed > 0 && u64::from(used) + needed > SHARE * left) {
         // Whatever may wait for more company: there is no room for it.
-        let queue = locked.queue(index);
-        queue.urgent = true;
-        let wake = std::mem::take(&mut queue.sleeping);
-        let place = queue.worker_place as usize;
+        locked.queue(index).urgent = true;
+        let call = locked.call_worker(index);
         drop(locked);
-        if wake {
-            wake_place(place);
-        }
+        call.make();
         return Err(Refused::Full);
     }
     let first = locked.queue(index).next;
@@ -114,11 +111,11 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
     let waiting = queue.next - 1 - queue.taken;
     let enough = crate::settings::batch_max_events();
     let crossed = waiting >= enough && waiting - count < enough;
-    let place = queue.worker_place as usize;
-    let wake = queue.sleeping && (queue.urgent || was_empty || crossed);
-    if wake {
-        queue.sleeping = false;
-    }
+    let call = if queue.urgent || was_empty || crossed {
+        locked.call_worker(index)
+    } else {
+        Call::None
+    };
     if let Some(ticket) = ticket {
         // SAFETY: the place is this process's own; the lock is held.
         let waiter = unsafe { &mut *locked.memory.waiter(my_place()) };
@@ -127,11 +124,10 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
         waiter.rejected = 0;
         waiter.sqlstate = 0;
         waiter.message_length = 0;
+        waiter.state.set(WAITING);
     }
     drop(locked);
-    if wake {
-        wake_place(place);
-    }
+    call.make();
     Ok(queued)
 }
 
@@ -212,13 +208,20 @@ pub enum Progress {
     },
 }
 
-pub fn progress() -> Progress {
+/// Waits a moment, and looks. What has to be looked for besides (interrupts) the caller looks for when this is `Pending`.
+pub fn wait_a_moment(timeout: Duration) -> Progress {
+    // SAFETY: the place is this process's own; its state is made for reading without the lock.
+    let state = unsafe { &(*unlocked().waiter(my_place())).state };
+    if state.get() == WAITING {
+        let _wait = WaitEvent::new();
+        while state.get() == WAITING && state.wait_while(WAITING, timeout) {}
+    }
+    if state.get() == WAITING {
+        return Progress::Pending;
+    }
     let locked = lock();
     // SAFETY: the place is this process's own; the lock is held.
     let waiter = unsafe { &*locked.memory.waiter(my_place()) };
-    if waiter.pending > 0 {
-        return Progress::Pending;
-    }
     let (rejected, sqlstate) = (waiter.rejected, waiter.sqlstate);
     let message = waiter.message;
     let length = usize::from(waiter.message_length);
@@ -299,12 +302,9 @@ pub fn request_flush(database: pg_sys::Oid) -> Option<Everything> {
         events: last - queue.done,
         lonely: queue.worker == 0,
     };
-    let wake = std::mem::take(&mut queue.sleeping);
-    let place = queue.worker_place as usize;
+    let call = locked.call_worker(index);
     drop(locked);
-    if wake {
-        wake_place(place);
-    }
+    call.make();
     Some(everything)
 }
 

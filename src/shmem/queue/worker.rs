@@ -1,11 +1,13 @@
 //! The side of the worker: taking a batch, reading it, and saying what became of it.
 
-use super::layout::{BLOCK, MESSAGE_BYTES, NONE, Queue, ROOM};
+use super::layout::{BLOCK, DONE, MESSAGE_BYTES, NONE, Queue, ROOM, Sleep};
 use super::{lock, store_text, unlocked};
-use crate::pg::shmem::{Condition, my_place, wake_place};
+use crate::pg::shmem::{Condition, my_place};
+use crate::pg::signal::WaitEvent;
 use crate::pg::{clock, signal};
 use audit_db_core::record::{self, Fields, Header};
 use pgrx::pg_sys;
+use std::time::Duration;
 
 /// Most bytes of a batch.
 const BATCH_BYTES: usize = 4 << 20;
@@ -20,7 +22,7 @@ pub fn claim(database: pg_sys::Oid) -> Option<usize> {
     }
     queue.worker = signal::my_pid();
     queue.worker_place = my_place() as u32;
-    queue.sleeping = false;
+    queue.sleep = Sleep::Awake;
     queue.closed = false;
     queue.wanted = false;
     // What the worker before was asked for is still wanted.
@@ -40,7 +42,7 @@ pub fn leave(database: pg_sys::Oid) {
     let queue = locked.queue(index);
     if queue.worker == signal::my_pid() {
         queue.worker = 0;
-        queue.sleeping = false;
+        queue.sleep = Sleep::Awake;
     }
 }
 
@@ -78,6 +80,7 @@ pub struct Look {
     pub oldest: i64,
     /// A batch has been taken and is not stored.
     pub in_flight: bool,
+    bell: u32,
 }
 
 fn look_at(queue: &Queue) -> Look {
@@ -86,17 +89,31 @@ fn look_at(queue: &Queue) -> Look {
         urgent: queue.urgent || queue.flush > queue.taken,
         oldest: queue.oldest,
         in_flight: queue.flight != NONE,
+        bell: queue.bell.get(),
     }
 }
 
-/// Looks, and where `due` says that there is nothing to do yet, lets whoever queues something wake this process.
-pub fn look(index: usize, due: impl FnOnce(&Look) -> bool) -> (Look, bool) {
+/// Looks, and where `due` says that there is nothing to do yet, lets whoever queues something call this process: at its bell
+/// ([`wait_lightly`]) or, with `deep`, at its latch.
+pub fn look(index: usize, deep: bool, due: impl FnOnce(&Look) -> bool) -> (Look, bool) {
     let mut locked = lock();
     let queue = locked.queue(index);
     let look = look_at(queue);
     let is_due = due(&look);
-    queue.sleeping = !is_due;
+    queue.sleep = match (is_due, deep) {
+        (true, _) => Sleep::Awake,
+        (false, true) => Sleep::Deep,
+        (false, false) => Sleep::Light,
+    };
     (look, is_due)
+}
+
+/// Waits until somebody rings the bell since that look, a signal comes, or the time (at most 100 ms) is over.
+pub fn wait_lightly(look: &Look, index: usize, timeout: Duration) {
+    let _wait = WaitEvent::new();
+    // SAFETY: the queue is in shared memory, and its bell is made for use without the lock.
+    let bell = unsafe { &(*unlocked().heading).queues[index].bell };
+    bell.wait_while(look.bell, timeout);
 }
 
 /// Ends the work where nothing is queued: `true`, and the queue has no worker, or, with `close`, takes nothing until there is one.
@@ -108,7 +125,7 @@ pub fn end_if_empty(index: usize, close: bool) -> bool {
     if empty {
         queue.closed = close;
         queue.worker = 0;
-        queue.sleeping = false;
+        queue.sleep = Sleep::Awake;
     }
     empty
 }
@@ -330,7 +347,8 @@ pub fn finish(index: usize, events: &[Done<'_>]) {
             waiter.rejected += 1;
         }
         if waiter.pending == 0 {
-            wake.push(header.waiter);
+            waiter.state.set(DONE);
+            wake.push(&raw const waiter.state);
         }
     }
     let flight = {
@@ -347,8 +365,9 @@ pub fn finish(index: usize, events: &[Done<'_>]) {
     let room = &raw mut locked.heading().room;
     let stored = &raw mut locked.queue(index).stored;
     drop(locked);
-    for place in wake {
-        wake_place(place as usize);
+    for state in wake {
+        // SAFETY: the states lie in shared memory.
+        unsafe { (*state).wake() };
     }
     Condition::broadcast(stored);
     Condition::broadcast(room);
