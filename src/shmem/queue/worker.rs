@@ -108,6 +108,15 @@ pub fn look(index: usize, deep: bool, due: impl FnOnce(&Look) -> bool) -> (Look,
     (look, is_due)
 }
 
+/// Whether something is queued, as far as can be seen without the lock.
+pub fn has_events(index: usize) -> bool {
+    // SAFETY: the queue is in shared memory; a number that is just being changed is seen a little later.
+    unsafe {
+        let queue = &raw const (*unlocked().heading).queues[index];
+        (&raw const (*queue).head).read_volatile() != NONE
+    }
+}
+
 /// Waits until somebody rings the bell since that look, a signal comes, or the time (at most 100 ms) is over.
 pub fn wait_lightly(look: &Look, index: usize, timeout: Duration) {
     let _wait = WaitEvent::new();
