@@ -134,7 +134,7 @@ fn in_own_transaction(mut target: Rc<Target>, events: &[Event<'_>]) -> Result<In
         rows.add(&event.fields, event.event_time, &mut buffer);
     }
     Ok(Insert {
-        plan: target.plan()?,
+        plan: target.plan()?.plan,
         rows,
     })
 }

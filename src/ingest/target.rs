@@ -3,6 +3,7 @@
 
 use crate::error::{Error, EventError, Result};
 use crate::partition::months;
+use crate::pg::catalog::Column;
 use crate::pg::guc::Scope;
 use crate::pg::insert::{Plan, TIME};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
@@ -20,25 +21,21 @@ use std::rc::Rc;
 pub struct Target {
     pub table: Oid,
     pub name: String,
-    /// Numbers of the columns that events are written to.
-    pub attributes: Vec<i16>,
     /// Which of the standard columns it lacks: their values go into `metadata`.
     pub lacks: [bool; COLUMNS.len()],
+    time: Column,
+    columns: [Option<Column>; COLUMNS.len()],
     /// Where it is managed and has no default partition, the ranges of its partitions: an event outside them is refused.
     pub months: Option<Vec<Range<i64>>>,
-    /// Some of its triggers or constraints can be deferred.
-    pub deferrable: bool,
-    statement: String,
-    /// Made when it is needed: planning locks the table, which who only queues an event need not wait for.
-    plan: OnceCell<Plan>,
+    plan: OnceCell<Stored>,
 }
 
-struct Column {
-    name: String,
-    number: i16,
-    type_name: String,
-    type_oid: Oid,
-    is_text: bool,
+/// How events are stored.
+#[derive(Clone, Copy)]
+pub struct Stored {
+    pub plan: Plan,
+    /// Some triggers or constraints can be deferred.
+    pub deferrable: bool,
 }
 
 thread_local! {
@@ -113,8 +110,8 @@ fn forget_changed() {
     KNOWN.with_borrow_mut(|known| {
         known.retain(|table, target| {
             let keep = !changed.contains(Oid::from(*table));
-            if !keep && let Some(plan) = target.plan.get() {
-                OLD.with_borrow_mut(|old| old.push((now, *plan)));
+            if !keep && let Some(stored) = target.plan.get() {
+                OLD.with_borrow_mut(|old| old.push((now, stored.plan)));
             }
             keep
         });
@@ -156,166 +153,126 @@ fn find(setting: &CString) -> Result<Oid> {
     })
 }
 
+/// Cheap: a session that logs one event and ends pays for it. Looks into the server's caches only, and locks nothing.
 fn load(table: Oid) -> Result<Target> {
     let name = catalog::qualified_name(table).ok_or(Error::NoSuchRelation(table.to_u32()))?;
-    let columns = columns(table)?;
     let unfit = |reason: &'static str| {
         Error::from(EventError::UnfitTable {
             table: name.clone(),
             reason,
         })
     };
-    let (key, default, deferrable) = facts(table)?;
-    let time = columns
-        .iter()
-        .find(|column| column.name == TIME_COLUMN)
-        .or_else(|| columns.iter().find(|column| Some(column.number) == key))
+    let partitioning = catalog::partitioning(table);
+    let time = catalog::column(table, TIME_COLUMN)
+        .or_else(|| partitioning.and_then(|(key, _)| catalog::column_at(table, key)))
         .ok_or_else(|| unfit("It has no column \"timestamp\" and is not partitioned by a time."))?;
-    let mut targets = vec![quote_identifier(&time.name)];
-    let mut sources = vec![time_expression(table, time)?.ok_or_else(|| {
-        unfit("The column of the time is not of type timestamptz, timestamp or date.")
-    })?];
-    let mut attributes = vec![time.number];
-    let mut lacks = [true; COLUMNS.len()];
-    for (place, wanted) in COLUMNS.iter().enumerate() {
-        let Some(column) = columns
-            .iter()
-            .find(|column| column.name == *wanted && column.number != time.number)
-        else {
-            continue;
-        };
-        lacks[place] = false;
-        targets.push(quote_identifier(&column.name));
-        attributes.push(column.number);
-        let source = format!("e.{}", quote_identifier(wanted));
-        let fits = if place == METADATA {
-            column.type_oid == pg_sys::JSONBOID
-        } else {
-            column.is_text
-        };
-        // Text goes into text of any length by assignment, which refuses what is too long; a cast would cut it.
-        sources.push(if fits {
-            source
-        } else {
-            format!("CAST({source} AS {})", column.type_name)
-        });
+    if !matches!(
+        time.type_oid,
+        pg_sys::TIMESTAMPTZOID | pg_sys::TIMESTAMPOID | pg_sys::DATEOID
+    ) {
+        return Err(unfit(
+            "The column of the time is not of type timestamptz, timestamp or date.",
+        ));
     }
-    if lacks[0] {
+    let columns = COLUMNS
+        .map(|name| catalog::column(table, name).filter(|column| column.number != time.number));
+    if columns[0].is_none() {
         return Err(unfit("It has no column \"action\"."));
     }
-    let schema = catalog::schema_of(table).unwrap_or_default();
-    let relation = catalog::relation_name(table).unwrap_or_default();
-    let statement = format!(
-        "INSERT INTO {} ({}) SELECT {} FROM audit_db_events e",
-        quote_qualified_identifier(schema, relation),
-        targets.join(", "),
-        sources.join(", ")
-    );
+    let months = match partitioning {
+        Some((_, pg_sys::InvalidOid)) => months::ranges(table)?,
+        _ => None,
+    };
     Ok(Target {
         table,
         name,
-        attributes,
-        lacks,
-        months: if key.is_some() && default == pg_sys::InvalidOid {
-            months::ranges(table)?
-        } else {
-            None
-        },
-        deferrable,
-        statement,
+        lacks: columns.each_ref().map(Option::is_none),
+        time,
+        columns,
+        months,
         plan: OnceCell::new(),
     })
 }
 
-fn columns(table: Oid) -> Result<Vec<Column>> {
+/// Whether something of the table or its partitions can be deferred.
+fn can_be_deferred(table: Oid) -> Result<bool> {
     Ok(spi::rows(
-        "SELECT a.attname::pg_catalog.text, a.attnum, pg_catalog.format('%I.%I', n.nspname, t.typname), t.oid,
-                b.typcategory = 'S'
-           FROM pg_catalog.pg_attribute a
-           JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-           JOIN pg_catalog.pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
-           JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-          ORDER BY a.attnum",
+        "WITH RECURSIVE tree(oid) AS (
+             SELECT $1 UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+         SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid = tree.oid WHERE t.tgdeferrable)",
         &[table.into()],
-        |row| {
-            Ok((
-                row.get::<String>(1)?,
-                row.get::<i16>(2)?,
-                row.get::<String>(3)?,
-                row.get::<Oid>(4)?,
-                row.get::<bool>(5)?,
-            ))
-        },
-    )?
-    .into_iter()
-    .filter_map(|(name, number, type_name, type_oid, is_text)| {
-        Some(Column {
-            name: name?,
-            number: number?,
-            type_name: type_name?,
-            type_oid: type_oid?,
-            is_text: is_text.unwrap_or(false),
-        })
-    })
-    .collect())
-}
-
-/// The column that the table is partitioned by, its default partition, and whether something in it can be deferred.
-fn facts(table: Oid) -> Result<(Option<i16>, Oid, bool)> {
-    Ok(spi::rows(
-        "SELECT CASE WHEN p.partnatts = 1 THEN p.partattrs[0] END, p.partdefid,
-                EXISTS (WITH RECURSIVE tree(oid) AS (
-                            SELECT c.oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-                        SELECT FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid = tree.oid WHERE t.tgdeferrable)
-           FROM pg_catalog.pg_class c
-           LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid
-          WHERE c.oid = $1",
-        &[table.into()],
-        |row| {
-            Ok((
-                row.get::<i16>(1)?,
-                row.get::<Oid>(2)?.unwrap_or(pg_sys::InvalidOid),
-                row.get::<bool>(3)?.unwrap_or(false),
-            ))
-        },
+        |row| row.get::<bool>(1),
     )?
     .pop()
-    .unwrap_or((None, pg_sys::InvalidOid, false)))
+    .flatten()
+    .unwrap_or(false))
 }
 
-/// The time of an event as the column holds it: one without a zone holds local time of the table's zone.
-fn time_expression(table: Oid, column: &Column) -> Result<Option<String>> {
-    let local = || -> Result<String> {
-        let zone = spi::rows(
-            "SELECT time_zone FROM audit_db.managed_tables WHERE parent = $1::pg_catalog.regclass",
-            &[table.into()],
-            |row| row.get::<String>(1),
-        )?
-        .pop()
-        .flatten()
-        .unwrap_or_else(|| "UTC".to_owned());
-        Ok(format!(
-            "pg_catalog.timezone({}, e.{TIME})",
-            spi::quote_literal(zone)
-        ))
-    };
-    Ok(match column.type_oid {
-        pg_sys::TIMESTAMPTZOID => Some(format!("e.{TIME}")),
-        pg_sys::TIMESTAMPOID => Some(local()?),
-        pg_sys::DATEOID => Some(format!("{}::pg_catalog.date", local()?)),
-        _ => None,
-    })
+/// The zone whose local time a table without zones holds.
+fn zone(table: Oid) -> Result<String> {
+    Ok(spi::rows(
+        "SELECT time_zone FROM audit_db.managed_tables WHERE parent = $1::pg_catalog.regclass",
+        &[table.into()],
+        |row| row.get::<String>(1),
+    )?
+    .pop()
+    .flatten()
+    .unwrap_or_else(|| "UTC".to_owned()))
 }
 
 impl Target {
-    pub fn plan(&self) -> Result<Plan> {
-        if let Some(plan) = self.plan.get() {
-            return Ok(*plan);
+    /// The statement that stores events. Made when it is needed: planning locks the table, which who only queues an event need not
+    /// wait for.
+    pub fn plan(&self) -> Result<Stored> {
+        if let Some(stored) = self.plan.get() {
+            return Ok(*stored);
         }
         let _scope = Scope::reading();
-        let plan = Plan::new(&self.statement)?;
-        Ok(*self.plan.get_or_init(|| plan))
+        let stored = Stored {
+            plan: Plan::new(&self.statement()?)?,
+            deferrable: can_be_deferred(self.table)?,
+        };
+        Ok(*self.plan.get_or_init(|| stored))
+    }
+
+    fn statement(&self) -> Result<String> {
+        let time = match self.time.type_oid {
+            pg_sys::TIMESTAMPTZOID => format!("e.{TIME}"),
+            other => {
+                let zone = spi::quote_literal(zone(self.table)?);
+                let cast = if other == pg_sys::DATEOID {
+                    "::pg_catalog.date"
+                } else {
+                    ""
+                };
+                format!("pg_catalog.timezone({zone}, e.{TIME}){cast}")
+            }
+        };
+        let (mut targets, mut sources) = (vec![quote_identifier(&self.time.name)], vec![time]);
+        for (place, column) in self.columns.iter().enumerate() {
+            let Some(column) = column else { continue };
+            targets.push(quote_identifier(&column.name));
+            let source = format!("e.{}", quote_identifier(COLUMNS[place]));
+            let fits = if place == METADATA {
+                column.type_oid == pg_sys::JSONBOID
+            } else {
+                catalog::is_text(column.type_oid)
+            };
+            // Text goes into text of any length by assignment, which refuses what is too long; a cast would cut it.
+            sources.push(if fits {
+                source
+            } else {
+                format!("CAST({source} AS {})", catalog::type_name(column.type_oid))
+            });
+        }
+        let schema = catalog::schema_of(self.table).unwrap_or_default();
+        let relation = catalog::relation_name(self.table).unwrap_or_default();
+        Ok(format!(
+            "INSERT INTO {} ({}) SELECT {} FROM audit_db_events e",
+            quote_qualified_identifier(schema, relation),
+            targets.join(", "),
+            sources.join(", ")
+        ))
     }
 
     /// The first of these times that lies in no partition.
@@ -329,6 +286,7 @@ impl Target {
 
     /// Whether a role may insert what events bring.
     pub fn may_insert(&self, role: Oid) -> bool {
-        identity::may_insert(self.table, &self.attributes, role)
+        let numbers = self.columns.iter().flatten().map(|column| column.number);
+        identity::may_insert(self.table, numbers.chain([self.time.number]), role)
     }
 }

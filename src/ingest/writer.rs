@@ -238,7 +238,7 @@ fn insert(events: &[(usize, Event<'_>)], places: &[usize]) -> Result<()> {
         return Err(Error::NoSuchRelation(header.table));
     }
     let target = target::of_table(table)?;
-    let plan = target.plan()?;
+    let stored = target.plan()?;
     let rows = Rows::new();
     let mut buffer = Buffer::default();
     for place in places {
@@ -246,11 +246,15 @@ fn insert(events: &[(usize, Event<'_>)], places: &[usize]) -> Result<()> {
         rows.add(&event.fields, event.header.event_time, &mut buffer);
     }
     identity::as_writer(Oid::from(header.role), || {
-        if target.deferrable {
+        if stored.deferrable {
             // Deferred to the commit they would run with the rights of the worker.
             spi::execute("SET CONSTRAINTS ALL IMMEDIATE", &[])?;
         }
-        Insert { plan, rows }.run();
+        Insert {
+            plan: stored.plan,
+            rows,
+        }
+        .run();
         Ok::<(), Error>(())
     })?;
     rows.end();

@@ -330,3 +330,112 @@ pub fn is_hashable(type_oid: pg_sys::Oid) -> bool {
         (*entry).hash_extended_proc != pg_sys::InvalidOid
     }
 }
+
+/// A column that can be written to.
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: String,
+    pub number: i16,
+    pub type_oid: pg_sys::Oid,
+}
+
+/// A column by its name.
+pub fn column(relation: pg_sys::Oid, name: &str) -> Option<Column> {
+    let text = CString::new(name).ok()?;
+    // SAFETY: a look-up in the server's cache, which leaves out dropped columns; the tuple is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCacheAttName(relation, text.as_ptr());
+        let column = written(tuple);
+        if !tuple.is_null() {
+            pg_sys::ReleaseSysCache(tuple);
+        }
+        column
+    }
+}
+
+/// A column by its number.
+pub fn column_at(relation: pg_sys::Oid, number: i16) -> Option<Column> {
+    // SAFETY: as above; a dropped column is found and left out.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache2(
+            pg_sys::SysCacheIdentifier::ATTNUM as i32,
+            pg_sys::Datum::from(relation),
+            pg_sys::Datum::from(number),
+        );
+        let column = written(tuple);
+        if !tuple.is_null() {
+            pg_sys::ReleaseSysCache(tuple);
+        }
+        column
+    }
+}
+
+/// # Safety
+/// The tuple must be null or of pg_attribute.
+unsafe fn written(tuple: pg_sys::HeapTuple) -> Option<Column> {
+    if tuple.is_null() {
+        return None;
+    }
+    // SAFETY: by contract; names are zero-terminated.
+    unsafe {
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_attribute>();
+        (form.attnum > 0 && !form.attisdropped && form.attgenerated == 0).then(|| Column {
+            name: CStr::from_ptr(form.attname.data.as_ptr())
+                .to_string_lossy()
+                .into_owned(),
+            number: form.attnum,
+            type_oid: form.atttypid,
+        })
+    }
+}
+
+/// The beginning of a row of pg_partitioned_table, in 14 to 18. pgrx has no binding for it.
+#[repr(C)]
+struct PartitionedTable {
+    partrelid: pg_sys::Oid,
+    partstrat: c_char,
+    partnatts: i16,
+    partdefid: pg_sys::Oid,
+    partattrs: pg_sys::int2vector,
+}
+
+/// Of a table partitioned by one column, the number of that column, and its default partition.
+pub fn partitioning(relation: pg_sys::Oid) -> Option<(i16, pg_sys::Oid)> {
+    // SAFETY: a look-up in the server's cache; the tuple is released. The array has as many elements as the key has columns.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::PARTRELID as i32,
+            pg_sys::Datum::from(relation),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let form = pg_sys::GETSTRUCT(tuple).cast::<PartitionedTable>();
+        let found = ((*form).partnatts == 1).then(|| {
+            let key = *(*form).partattrs.values.as_ptr();
+            (key, (*form).partdefid)
+        });
+        pg_sys::ReleaseSysCache(tuple);
+        found
+    }
+}
+
+/// Whether a type, or what it is a domain over, is a kind of text.
+pub fn is_text(type_oid: pg_sys::Oid) -> bool {
+    let (mut category, mut preferred) = (0, false);
+    // SAFETY: look-ups of a column's type, which exists.
+    unsafe {
+        let base = pg_sys::getBaseType(type_oid);
+        pg_sys::get_type_category_preferred(base, &mut category, &mut preferred);
+    }
+    category as u8 == pg_sys::TYPCATEGORY_STRING
+}
+
+/// The name of a type, qualified and quoted, without what modifies it.
+pub fn type_name(type_oid: pg_sys::Oid) -> String {
+    // SAFETY: a look-up of a column's type, which exists; the result is a string of the server's.
+    unsafe {
+        let name = pg_sys::format_type_be_qualified(type_oid);
+        CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}

@@ -82,15 +82,18 @@ pub fn as_writer<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
 }
 
 /// Whether a role may insert into these columns of a table.
-pub fn may_insert(table: pg_sys::Oid, columns: &[i16], role: pg_sys::Oid) -> bool {
+pub fn may_insert(
+    table: pg_sys::Oid,
+    mut columns: impl Iterator<Item = i16>,
+    role: pg_sys::Oid,
+) -> bool {
     // SAFETY: catalog look-ups on numbers.
     unsafe {
         let mode = pg_sys::ACL_INSERT.into();
         let granted = pg_sys::AclResult::ACLCHECK_OK;
         pg_sys::pg_class_aclcheck(table, role, mode) == granted
             || columns
-                .iter()
-                .all(|column| pg_sys::pg_attribute_aclcheck(table, *column, role, mode) == granted)
+                .all(|column| pg_sys::pg_attribute_aclcheck(table, column, role, mode) == granted)
     }
 }
 
