@@ -104,6 +104,8 @@ struct Child {
     failures: u32,
     /// When it may be started again.
     again: Option<Instant>,
+    /// How much had been done when it was started.
+    done: u64,
 }
 
 impl Child {
@@ -154,12 +156,15 @@ fn tend_slow(slow: &mut Child, index: usize) -> Option<Instant> {
 /// The same for the ingest worker, which is wanted whenever there are events.
 fn tend_ingest(ingest: &mut Child, index: usize) -> Option<Instant> {
     let database = identity::my_database();
-    ingest.note_end(|| !queue::needs_worker(database));
+    let done = ingest.done;
+    // One that has stored something is started again at once.
+    ingest.note_end(|| !queue::needs_worker(database) || queue::done(database) > done);
     if ingest.again.is_some_and(|again| Instant::now() < again) {
         return ingest.again;
     }
     if ingest.handle.is_none() && queue::needs_worker(database) && workers::get(index).held_by == 0
     {
+        ingest.done = queue::done(database);
         ingest.start(
             index,
             worker::start_ingest_worker("audit_db_ingest_worker_main", index),

@@ -58,6 +58,14 @@ pub fn needs_worker(database: pg_sys::Oid) -> bool {
     })
 }
 
+/// How many events of a database have been stored, rejected or withdrawn.
+pub fn done(database: pg_sys::Oid) -> u64 {
+    let mut locked = lock();
+    locked
+        .find(database)
+        .map_or(0, |index| locked.queue(index).done)
+}
+
 /// The worker of a database's queue; 0: none.
 pub fn worker_in(database: pg_sys::Oid) -> i32 {
     if !super::super::is_preloaded() {

@@ -6,6 +6,7 @@ use crate::tools;
 use postgres::{Client, Config, NoTls};
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -171,6 +172,37 @@ impl Cluster {
     pub fn start(&self) {
         let log = self.folder.join("log");
         self.pg_ctl(&["-l", &log.display().to_string(), "start"]);
+    }
+
+    /// Starts a stopped server with a file system of its own, of this size, in the folder `small` of the cluster; only its processes
+    /// see it. `false`: this machine does not allow that, and the server was started without.
+    pub fn start_with_small_disk(&self, size: &str) -> bool {
+        let small = self.folder.join("small");
+        fs::create_dir(&small).expect("small");
+        let owner = fs::metadata(&small).expect("small");
+        let started = tools::command_elsewhere("unshare")
+            .args(["--user", "--keep-caps", "--mount"])
+            .arg(format!("--map-user={}", owner.uid()))
+            .arg(format!("--map-group={}", owner.gid()))
+            .args([
+                "sh",
+                "-c",
+                "mount -t tmpfs -o size=$0 tmpfs \"$1\" && shift && exec \"$@\"",
+            ])
+            .arg(size)
+            .arg(&small)
+            .arg(tools::bin().join("pg_ctl"))
+            .arg("-D")
+            .arg(self.data())
+            .args(["-s", "-w", "-t", "60", "-l"])
+            .arg(self.folder.join("log"))
+            .arg("start")
+            .status()
+            .is_ok_and(|status| status.success());
+        if !started {
+            self.start();
+        }
+        started
     }
 
     pub fn stop(&self, mode: Mode) {

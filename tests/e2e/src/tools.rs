@@ -15,7 +15,12 @@ pub fn bin() -> PathBuf {
 
 /// A program of the server, without what the caller's environment says about other servers.
 pub fn command(program: &str) -> Command {
-    let mut command = Command::new(bin().join(program));
+    command_elsewhere(bin().join(program))
+}
+
+/// The same for a program that is not the server's.
+pub fn command_elsewhere(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
     for variable in [
         "PGDATA",
         "PGHOST",
