@@ -39,7 +39,9 @@ pub enum EventError {
         bytes: usize,
         capacity: u64,
     },
-    Closed,
+    NoWorker {
+        waited_ms: u128,
+    },
     TimedOut {
         waited_ms: u128,
         known: bool,
@@ -172,11 +174,15 @@ impl EventError {
                     "Log fewer at a time, raise audit_db.queue_size, or use durability => 'transaction'.",
                 ),
             ),
-            Self::Closed => (
+            Self::NoWorker { waited_ms } => (
                 Code::ERRCODE_ADMIN_SHUTDOWN,
-                "events are not taken while the server is shutting down".into(),
-                some("The ingest worker has ended. Nothing was stored."),
-                some("Use durability => 'transaction', or try again."),
+                "no worker stores events".into(),
+                Some(format!(
+                    "Waited {waited_ms} ms for one. Nothing was stored."
+                )),
+                some(
+                    "The server is shutting down, or the worker cannot be started: see audit_db.workers and the server log. durability => 'transaction' needs none.",
+                ),
             ),
             Self::TimedOut { waited_ms, known } => (
                 Code::ERRCODE_LOCK_NOT_AVAILABLE,

@@ -211,11 +211,7 @@ fn queue_without_waiting<'e, 'a>(
     for (turn, part) in events.chunks(TOGETHER).enumerate() {
         let mut records = encode(target, part, None);
         match push(&mut records, None) {
-            Ok(queued) => call_worker(queued.lonely),
-            Err(Refused::Closed) => {
-                call_worker(true);
-                return Ok(&events[turn * TOGETHER..]);
-            }
+            Ok(_) => {}
             Err(_) => return Ok(&events[turn * TOGETHER..]),
         }
     }
@@ -225,16 +221,19 @@ fn queue_without_waiting<'e, 'a>(
 /// Queues records, waiting for room if need be.
 fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> std::result::Result<Queued, Refused> {
     let mut outcome = queue::push(records, ticket);
-    // A queue that is closed opens when the worker was only restarted; where the server is shutting down this session ends.
     let timeout = match outcome {
         Err(Refused::Full) => settings::queue_timeout(),
-        Err(Refused::Closed) if ticket.is_some() => settings::durable_timeout(),
+        // It comes in a moment, or the server is shutting down, and this session ends; or it cannot be started at all.
+        Err(Refused::NoWorker { .. }) if ticket.is_some() => settings::durable_timeout(),
+        Err(Refused::NoWorker { since }) => {
+            settings::queue_timeout().saturating_sub(clock::elapsed(since))
+        }
         _ => return outcome,
     };
     call_worker(true);
     queue::wait_for_room(timeout, || {
         outcome = queue::push(records, ticket);
-        !matches!(outcome, Err(Refused::Full | Refused::Closed))
+        !matches!(outcome, Err(Refused::Full | Refused::NoWorker { .. }))
     });
     outcome
 }
@@ -256,13 +255,14 @@ fn durable(target: &Target, events: &[Event<'_>]) -> Result<()> {
             bytes: records.iter().map(Vec::len).sum(),
             capacity,
         },
-        Refused::Closed => EventError::Closed,
+        Refused::NoWorker { .. } => EventError::NoWorker {
+            waited_ms: started.elapsed().as_millis(),
+        },
         Refused::Full | Refused::NoQueue => EventError::QueueFull {
             events: events.len(),
             waited_ms: started.elapsed().as_millis(),
         },
     })?;
-    call_worker(queued.lonely);
     wait_until_stored(target, queued, started)
 }
 

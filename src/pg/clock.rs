@@ -45,6 +45,11 @@ pub fn reading() -> ClockReading {
     }
 }
 
+/// How long ago a time of the wall clock is.
+pub fn elapsed(since: i64) -> std::time::Duration {
+    std::time::Duration::from_micros(u64::try_from(wall() - since).unwrap_or(0))
+}
+
 /// A time as the session shows it.
 pub fn text(time: i64) -> String {
     // SAFETY: returns a static buffer that is copied at once.

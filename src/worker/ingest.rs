@@ -107,7 +107,7 @@ impl Ingest {
                 }
                 continue;
             }
-            if now - busy > IDLE && queue::end_if_empty(self.index, false) {
+            if now - busy > IDLE && queue::end_if_empty(self.index) {
                 return;
             }
             let timeout = match waits {
@@ -140,7 +140,7 @@ impl Ingest {
 
     /// Told to end: whether all is stored, or time is up.
     fn must_end(&mut self) -> bool {
-        if queue::end_if_empty(self.index, true) {
+        if queue::end_if_empty(self.index) {
             return true;
         }
         let timeout = settings::shutdown_drain_timeout();
@@ -196,6 +196,5 @@ fn is_due(look: &Look) -> bool {
 
 /// How long the events may wait yet.
 fn until_due(look: &Look) -> Duration {
-    let waited = u64::try_from(clock::wall() - look.oldest).unwrap_or(0);
-    settings::batch_max_delay().saturating_sub(Duration::from_micros(waited))
+    settings::batch_max_delay().saturating_sub(clock::elapsed(look.oldest))
 }

@@ -55,10 +55,8 @@ pub struct Queue {
     pub sleep: Sleep,
     /// Changes when it is called while it waits lightly.
     pub bell: Word,
-    /// It has ended in order: nothing may be queued until it is back.
-    pub closed: bool,
-    /// Somebody found it closed and would queue something.
-    pub wanted: bool,
+    /// When the first session found no worker there, for which nothing is queued; 0: none has.
+    pub wanted: i64,
     /// A call waits for what was queued since the last batch was taken.
     pub urgent: bool,
     pub head: u32,
@@ -233,8 +231,7 @@ pub unsafe fn empty(queue: *mut Queue) {
         (*queue).worker = 0;
         (*queue).worker_place = 0;
         (*queue).sleep = Sleep::Awake;
-        (*queue).closed = false;
-        (*queue).wanted = false;
+        (*queue).wanted = 0;
         (*queue).urgent = false;
         (*queue).head = NONE;
         (*queue).tail = NONE;

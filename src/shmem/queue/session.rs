@@ -18,8 +18,6 @@ pub struct Queued {
     /// Number of the first, and of the last.
     pub first: u64,
     pub last: u64,
-    /// No worker is there: somebody has to start one.
-    pub lonely: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +26,8 @@ pub enum Refused {
     Full,
     /// They would not even fit into an empty queue.
     TooLarge { capacity: u64 },
-    /// The worker has ended in order.
-    Closed,
+    /// There is no worker, since somebody first looked for one at this time. What is queued then could be lost in an orderly stop.
+    NoWorker { since: i64 },
     /// The server has too many databases with audit logs.
     NoQueue,
 }
@@ -55,9 +53,13 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
         .find_or_take(identity::my_database())
         .ok_or(Refused::NoQueue)?;
     let queue = locked.queue(index);
-    if queue.closed {
-        queue.wanted = true;
-        return Err(Refused::Closed);
+    if queue.worker == 0 {
+        if queue.wanted == 0 {
+            queue.wanted = now;
+        }
+        return Err(Refused::NoWorker {
+            since: queue.wanted,
+        });
     }
     let (total, free) = {
         let heading = locked.heading();
@@ -106,7 +108,6 @@ pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refu
     let queued = Queued {
         first,
         last: queue.next - 1,
-        lonely: queue.worker == 0,
     };
     let waiting = queue.next - 1 - queue.taken;
     let enough = crate::settings::batch_max_events();

@@ -23,8 +23,7 @@ pub fn claim(database: pg_sys::Oid) -> Option<usize> {
     queue.worker = signal::my_pid();
     queue.worker_place = my_place() as u32;
     queue.sleep = Sleep::Awake;
-    queue.closed = false;
-    queue.wanted = false;
+    queue.wanted = 0;
     // What the worker before was asked for is still wanted.
     queue.urgent = true;
     let room = &raw mut locked.heading().room;
@@ -54,7 +53,7 @@ pub fn needs_worker(database: pg_sys::Oid) -> bool {
     let mut locked = lock();
     locked.find(database).is_some_and(|index| {
         let queue = locked.queue(index);
-        queue.worker == 0 && (queue.wanted || queue.done + 1 < queue.next)
+        queue.worker == 0 && (queue.wanted != 0 || queue.done + 1 < queue.next)
     })
 }
 
@@ -133,14 +132,13 @@ pub fn wait_lightly(look: &Look, index: usize, timeout: Duration) {
     bell.wait_while(look.bell, timeout);
 }
 
-/// Ends the work where nothing is queued: `true`, and the queue has no worker, or, with `close`, takes nothing until there is one.
-pub fn end_if_empty(index: usize, close: bool) -> bool {
+/// Ends the work where nothing is queued: from now on nothing is taken until there is a worker again.
+pub fn end_if_empty(index: usize) -> bool {
     let mut locked = lock();
     let queue = locked.queue(index);
     let look = look_at(queue);
     let empty = look.events == 0 && !look.in_flight;
     if empty {
-        queue.closed = close;
         queue.worker = 0;
         queue.sleep = Sleep::Awake;
     }
