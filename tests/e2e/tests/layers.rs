@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// Rooms and the rooms they may use. `error`, `settings` and the core crate are open to all.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("api", &["partition", "worker", "shmem", "pg"]),
-    ("worker", &["partition", "shmem", "pg"]),
+    ("api", &["partition", "ingest", "worker", "shmem", "pg"]),
+    ("worker", &["partition", "ingest", "shmem", "pg"]),
+    ("ingest", &["partition", "shmem", "pg"]),
     ("partition", &["shmem", "pg"]),
     ("shmem", &["pg"]),
     ("settings", &["pg"]),
