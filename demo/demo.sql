@@ -91,12 +91,33 @@ SELECT * FROM audit_db.drop_expired_partitions('public.audit_log');
 SELECT * FROM audit_db.drop_expired_partitions('public.audit_log', dry_run => true);
 
 \echo
-\echo === 5. Who does this when nobody is looking ===
+\echo === 5. Events that stay when the transaction fails ===
+\echo
+\echo A refused access must be on record, although the transaction that noticed it rolls back:
+BEGIN;
+SELECT audit_db.log_event('patient.read', 'failure', principal_id => 'practitioner/0007', principal_type => 'practitioner',
+    resource_type => 'patient', resource_id => 'patient/4711', outcome_description => 'not on this ward', durability => 'durable');
+ROLLBACK;
+SELECT "timestamp"::timestamptz(0), action, status, principal_id, outcome_description
+FROM public.audit_log WHERE resource_id = 'patient/4711' AND status = 'failure' AND "timestamp" > now() - interval '1 minute';
+
+\echo 20,000 events that nobody waits for, then until they are on disk:
+\timing on
+SELECT count(audit_db.log_event('device.heartbeat', principal_id => 'device/' || n % 50, principal_type => 'system',
+    resource_id => 'monitor/' || n % 200, durability => 'async')) AS logged
+FROM generate_series(1, 20000) n;
+SELECT audit_db.flush_events() AS were_still_queued;
+\timing off
+SELECT enqueued, written, rejected, batches, mean_batch_events::int AS events_a_batch, mean_wait_ms::numeric(10, 1) AS mean_wait_ms, queued_events
+FROM audit_db.ingest_stats;
+
+\echo
+\echo === 6. Who does this when nobody is looking ===
 \echo
 SELECT * FROM audit_db.workers;
 
 \echo
-\echo === 6. A question that an auditor asks ===
+\echo === 7. A question that an auditor asks ===
 \echo
 SELECT principal_id AS principal
 FROM public.audit_log

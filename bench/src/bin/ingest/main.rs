@@ -18,9 +18,14 @@ const COLUMNS: &str = "\"timestamp\", action, status, principal_id, principal_ty
 const RANDOM: &str = "\\set p random(1, 1000)\n\\set r random(1, 100000)\n";
 
 fn row(number: usize) -> String {
+    let resource = if number == 0 {
+        ":r".to_owned()
+    } else {
+        format!(":r || '/{number}'")
+    };
     format!(
-        "(clock_timestamp(), 'patient.read', 'success', 'practitioner/' || :p, 'practitioner', 'patient',
-          'patient/' || :r || '/{number}', '{{\"ward\": \"7b\", \"reason\": \"treatment\"}}')"
+        "(clock_timestamp(), 'patient.read', 'success', :p, 'practitioner', 'patient', {resource},
+          '{{\"ward\": \"7b\", \"reason\": \"treatment\"}}')"
     )
 }
 
@@ -34,8 +39,8 @@ fn insert(rows: usize) -> String {
 
 fn log_event(durability: &str) -> String {
     format!(
-        "{RANDOM}SELECT audit_db.log_event('patient.read', principal_id => 'practitioner/' || :p, principal_type => 'practitioner',
-            resource_type => 'patient', resource_id => 'patient/' || :r || '/0',
+        "{RANDOM}SELECT audit_db.log_event('patient.read', principal_id => :p, principal_type => 'practitioner',
+            resource_type => 'patient', resource_id => :r,
             metadata => '{{\"ward\": \"7b\", \"reason\": \"treatment\"}}', durability => '{durability}');\n"
     )
     .replace("\n            ", " ")
@@ -178,7 +183,7 @@ fn burst(cluster: &Cluster, client: &mut Client, sessions: usize) {
     let medians = measure(
         &format!("a burst of {BURST} events from {sessions} sessions while the worker is held"),
         &["events a second"],
-        rounds(5),
+        rounds(9),
         vec![
             contender("SELECT 1", format!("{RANDOM}SELECT 1;\n")),
             contender("log_event, async", log_event("async")),
@@ -202,7 +207,7 @@ fn backlog(cluster: &Cluster, client: &mut Client) {
     for number in 0..BACKLOG {
         let _ = writeln!(
             lines,
-            "{now}\tpatient.read\tsuccess\tpractitioner/{}\tpractitioner\tpatient\tpatient/{}/0\t{{\"ward\": \"7b\", \"reason\": \"treatment\"}}",
+            "{now}\tpatient.read\tsuccess\t{}\tpractitioner\tpatient\t{}\t{{\"ward\": \"7b\", \"reason\": \"treatment\"}}",
             number % 1_000,
             number * 7_919 % 100_000
         );
