@@ -89,6 +89,8 @@ pub fn may_insert(
 ) -> bool {
     // SAFETY: catalog look-ups on numbers.
     unsafe {
+        // Wider from 16 on.
+        #[allow(clippy::useless_conversion)]
         let mode = pg_sys::ACL_INSERT.into();
         let granted = pg_sys::AclResult::ACLCHECK_OK;
         pg_sys::pg_class_aclcheck(table, role, mode) == granted
