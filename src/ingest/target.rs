@@ -73,10 +73,7 @@ pub fn of_table(table: Oid) -> Result<Rc<Target>> {
         return Ok(target);
     }
     inval::watch_relations();
-    let target = {
-        let _scope = Scope::reading();
-        Rc::new(load(table)?)
-    };
+    let target = Rc::new(load(table)?);
     KNOWN.with_borrow_mut(|known| known.insert(number, Rc::clone(&target)));
     Ok(target)
 }
@@ -127,16 +124,18 @@ fn forget_changed() {
 }
 
 fn find(setting: &CString) -> Result<Oid> {
-    let _scope = Scope::reading();
     let found = if setting.is_empty() {
-        spi::rows(
-            "SELECT m.parent::pg_catalog.oid FROM audit_db.managed_tables m
-               JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.parent
-              WHERE m.audit_table ORDER BY m.managed_since LIMIT 1",
-            &[],
-            |row| row.get::<Oid>(1),
-        )?
+        let managed = catalog::schema_oid("audit_db")
+            .and_then(|schema| catalog::relation_in_schema(schema, "managed_tables"));
+        managed
+            .and_then(|managed| {
+                catalog::oldest_marked(managed, c"parent", c"audit_table", c"managed_since")
+            })
+            .into_iter()
+            .map(Some)
+            .collect()
     } else {
+        let _scope = Scope::reading();
         // Without a schema it would be looked for along the session's search_path, which is not its superuser's to choose.
         let name = setting.to_string_lossy();
         spi::rows(
@@ -180,7 +179,10 @@ fn load(table: Oid) -> Result<Target> {
         return Err(unfit("It has no column \"action\"."));
     }
     let months = match partitioning {
-        Some((_, pg_sys::InvalidOid)) => months::ranges(table)?,
+        Some((_, pg_sys::InvalidOid)) => {
+            let _scope = Scope::reading();
+            months::ranges(table)?
+        }
         _ => None,
     };
     Ok(Target {

@@ -439,3 +439,65 @@ pub fn type_name(type_oid: pg_sys::Oid) -> String {
         CStr::from_ptr(name).to_string_lossy().into_owned()
     }
 }
+
+/// Of a table's rows with a true value in one column, the relation in another column with the smallest time in a third, among
+/// relations that exist. Read without a query: who logs one event and ends should not pay for planning one.
+pub fn oldest_marked(
+    table: pg_sys::Oid,
+    relation: &CStr,
+    mark: &CStr,
+    time: &CStr,
+) -> Option<pg_sys::Oid> {
+    // SAFETY: the relation is open and locked while it is read; arrays have the length of its descriptor; columns are looked up.
+    unsafe {
+        let opened = pg_sys::try_relation_open(table, pg_sys::AccessShareLock as _);
+        if opened.is_null() {
+            return None;
+        }
+        let descriptor = (*opened).rd_att;
+        let place = |name: &CStr| {
+            usize::try_from(pg_sys::get_attnum(table, name.as_ptr()) - 1)
+                .ok()
+                .filter(|place| *place < (*descriptor).natts as usize)
+        };
+        let mut oldest: Option<(i64, pg_sys::Oid)> = None;
+        if let (Some(relation), Some(mark), Some(time)) =
+            (place(relation), place(mark), place(time))
+        {
+            let scan = pg_sys::systable_beginscan(
+                opened,
+                pg_sys::InvalidOid,
+                false,
+                pg_sys::GetActiveSnapshot(),
+                0,
+                std::ptr::null_mut(),
+            );
+            let mut values = vec![pg_sys::Datum::null(); (*descriptor).natts as usize];
+            let mut nulls = vec![true; values.len()];
+            loop {
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() {
+                    break;
+                }
+                pg_sys::heap_deform_tuple(
+                    tuple,
+                    descriptor,
+                    values.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                );
+                if nulls[relation] || nulls[mark] || nulls[time] || values[mark].value() == 0 {
+                    continue;
+                }
+                let found = pg_sys::Oid::from(values[relation].value() as u32);
+                let since = values[time].value() as i64;
+                if oldest.is_none_or(|(other, _)| since < other) && relation_owner(found).is_some()
+                {
+                    oldest = Some((since, found));
+                }
+            }
+            pg_sys::systable_endscan(scan);
+        }
+        pg_sys::relation_close(opened, pg_sys::AccessShareLock as _);
+        oldest.map(|(_, found)| found)
+    }
+}
