@@ -568,7 +568,7 @@ impl Error {
                 Code::ERRCODE_READ_ONLY_SQL_TRANSACTION,
                 format!("cannot execute {what} in a read-only transaction"),
                 None,
-                standby.then(|| "This server is a standby: maintenance begins with its promotion.".into()),
+                standby.then(|| "This server is a standby: it takes changes after its promotion.".into()),
             ),
             Self::NoWorkerSlot => (
                 Code::ERRCODE_INSUFFICIENT_RESOURCES,

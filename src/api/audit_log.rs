@@ -93,6 +93,8 @@ fn create(name: &str, current_schema: Option<String>) -> Result<Oid> {
             primary_key = index("pkey"),
         ),
         format!("ALTER SEQUENCE {sequence} OWNED BY {qualified}.id"),
+        // Who may insert may insert: the right to the table decides alone.
+        format!("GRANT USAGE ON SEQUENCE {sequence} TO PUBLIC"),
         format!("CREATE INDEX {} ON {qualified} (principal_id, \"timestamp\")", index("principal_idx")),
         format!("CREATE INDEX {} ON {qualified} (resource_id, \"timestamp\")", index("resource_idx")),
         format!("CREATE INDEX {} ON {qualified} (action, \"timestamp\")", index("action_idx")),

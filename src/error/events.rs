@@ -212,7 +212,7 @@ impl EventError {
                 pack_sqlstate(sqlstate),
                 message.clone(),
                 Some(format!(
-                    "The table refused {events} events of the call; they are kept in {table}."
+                    "The table refused {events} events of the call; they are kept in {table}, or where that cannot be made in audit_db.rejected_events."
                 )),
                 None,
             ),

@@ -11,6 +11,8 @@ use pgrx::pg_sys::Oid;
 use std::ffi::CString;
 
 const SUFFIX: &str = "rejected";
+/// Characters of an event that go to the server's log where no table takes it.
+const LOGGED: usize = 100_000;
 /// Where events go whose table is gone, or whose owner may make no table beside it.
 const LAST_RESORT: &str = "audit_db.rejected_events";
 
@@ -30,12 +32,12 @@ fn names(table: Oid) -> Option<(String, String)> {
 /// Keeps an event, in the open transaction.
 pub fn keep(header: &Header, fields: &Fields, failure: &Failure) -> Result<()> {
     let table = Oid::from(header.table);
-    let event = describe(header, fields);
     let beside = xact::in_subtransaction(|| {
         let Some(place) = place_beside(table)? else {
             return Ok(false);
         };
         let owner = catalog::relation_owner(table).unwrap_or(Oid::INVALID);
+        let event = describe(header, fields);
         identity::as_role(owner, || insert(&place, table, header, &event, failure))?;
         Ok(true)
     });
@@ -45,14 +47,20 @@ pub fn keep(header: &Header, fields: &Fields, failure: &Failure) -> Result<()> {
         Ok(false) | Err(_) => {}
     }
     let last = xact::in_subtransaction(|| {
+        let event = describe(header, fields);
         managed::as_extension_owner(|| insert(LAST_RESORT, table, header, &event, failure))
     });
     match last {
         Err(error) if error.is_transient() => Err(error),
         Err(_) => {
-            // The extension is gone too. Its words are all that can be kept.
+            // The extension is gone too, or no table can hold it. What fits into the server's log is all that can be kept.
+            let event = xact::in_subtransaction(|| Ok(describe(header, fields)));
+            let text = event.map_or_else(
+                |_| format!("An event of {} values.", fields.iter().flatten().count()),
+                |event| event.to_string_lossy().into_owned(),
+            );
             Error::Server(Failure {
-                detail: Some(event.to_string_lossy().into_owned()),
+                detail: Some(text.chars().take(LOGGED).collect()),
                 ..failure.clone()
             })
             .warn();

@@ -6,7 +6,7 @@ use crate::ingest::target::{self, Target};
 use crate::partition::months;
 use crate::pg::guc::Scope;
 use crate::pg::insert::{Buffer, Insert, Rows};
-use crate::pg::{catalog, clock, identity, session, signal, spi, xact};
+use crate::pg::{catalog, clock, identity, session, signal, spi, worker, xact};
 use crate::settings::{self, Durability};
 use crate::shmem::queue::{self, Progress, Queued, Refused, Withdrawn};
 use crate::shmem::{self, workers};
@@ -34,6 +34,12 @@ pub fn log(events: &[Event<'_>], durability: Option<&str>) -> Result<Option<Inse
         Some(text) => text
             .parse()
             .map_err(|()| EventError::UnknownDurability(text.to_owned()))?,
+    };
+    // What stores events does not wait for itself, and what its triggers log is stored with the batch, or not at all.
+    let durability = if worker::is_storing() {
+        Durability::Transaction
+    } else {
+        durability
     };
     if durability != Durability::Transaction {
         require_queue()?;
@@ -134,7 +140,7 @@ fn in_own_transaction(mut target: Rc<Target>, events: &[Event<'_>]) -> Result<In
         rows.add(&event.fields, event.event_time, &mut buffer);
     }
     Ok(Insert {
-        plan: target.plan()?.plan,
+        plan: target.plan()?,
         rows,
     })
 }
@@ -185,6 +191,7 @@ fn encode(target: &Target, events: &[Event<'_>], waits: Option<(u64, u32)>) -> V
         role: identity::current_role().to_u32(),
         table: target.table.to_u32(),
         rejected: 0,
+        session_user: identity::session_user().to_u32(),
         queued_at: clock::wall(),
         event_time: 0,
     };
@@ -208,14 +215,18 @@ fn queue_without_waiting<'e, 'a>(
     events: &'e [Event<'a>],
 ) -> Result<&'e [Event<'a>]> {
     require_worker_can(target)?;
-    for (turn, part) in events.chunks(TOGETHER).enumerate() {
-        let mut records = encode(target, part, None);
-        match push(&mut records, None) {
-            Ok(_) => {}
-            Err(_) => return Ok(&events[turn * TOGETHER..]),
+    let mut left = events;
+    let mut together = TOGETHER;
+    while !left.is_empty() {
+        let part = &left[..together.min(left.len())];
+        match push(&mut encode(target, part, None), None) {
+            Ok(_) => left = &left[part.len()..],
+            // Perhaps fewer fit.
+            Err(Refused::TooLarge { .. }) if part.len() > 1 => together = 1,
+            Err(_) => break,
         }
     }
-    Ok(&[])
+    Ok(left)
 }
 
 /// Queues records, waiting for room if need be.
@@ -294,29 +305,34 @@ fn wait_until_stored(target: &Target, queued: Queued, started: Instant) -> Resul
             }
             .into());
         }
-        if now >= next_check {
+        // A cancel must not leave the event's fate in the dark, whenever it comes.
+        let looked = xact::catch(|| {
+            signal::wait(Duration::ZERO);
+            if now < next_check {
+                return Ok(false);
+            }
             next_check = now + DEADLOCK_CHECK;
             call_worker(queue::worker_pid() == 0);
-            if worker_waits_for_me()? {
+            worker_waits_for_me()
+        });
+        match looked {
+            Ok(false) => {}
+            Ok(true) => {
                 return Err(EventError::Deadlock {
                     known: withdraw(queued),
                 }
                 .into());
             }
-        }
-        // A cancel must not leave the event's fate in the dark.
-        if let Err(error) = xact::catch(|| {
-            signal::wait(Duration::ZERO);
-            Ok(())
-        }) {
-            if !withdraw(queued) {
-                let timed_out = EventError::TimedOut {
-                    waited_ms: started.elapsed().as_millis(),
-                    known: false,
-                };
-                Error::from(timed_out).warn();
+            Err(error) => {
+                if !withdraw(queued) {
+                    let timed_out = EventError::TimedOut {
+                        waited_ms: started.elapsed().as_millis(),
+                        known: false,
+                    };
+                    Error::from(timed_out).warn();
+                }
+                return Err(error);
             }
-            return Err(error);
         }
     }
 }
@@ -350,6 +366,9 @@ fn worker_waits_for_me() -> Result<bool> {
 /// Waits until everything that is queued now is on disk; how much that was.
 pub fn flush() -> Result<i64> {
     require_queue()?;
+    if worker::is_storing() {
+        return Err(EventError::Deadlock { known: false }.into());
+    }
     let started = Instant::now();
     let Some(everything) = queue::request_flush(identity::my_database()) else {
         return Ok(0);

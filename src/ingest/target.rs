@@ -27,15 +27,7 @@ pub struct Target {
     columns: [Option<Column>; COLUMNS.len()],
     /// Where it is managed and has no default partition, the ranges of its partitions: an event outside them is refused.
     pub months: Option<Vec<Range<i64>>>,
-    plan: OnceCell<Stored>,
-}
-
-/// How events are stored.
-#[derive(Clone, Copy)]
-pub struct Stored {
-    pub plan: Plan,
-    /// Some triggers or constraints can be deferred.
-    pub deferrable: bool,
+    plan: OnceCell<Plan>,
 }
 
 thread_local! {
@@ -107,8 +99,8 @@ fn forget_changed() {
     KNOWN.with_borrow_mut(|known| {
         known.retain(|table, target| {
             let keep = !changed.contains(Oid::from(*table));
-            if !keep && let Some(stored) = target.plan.get() {
-                OLD.with_borrow_mut(|old| old.push((now, stored.plan)));
+            if !keep && let Some(plan) = target.plan.get() {
+                OLD.with_borrow_mut(|old| old.push((now, *plan)));
             }
             keep
         });
@@ -196,20 +188,6 @@ fn load(table: Oid) -> Result<Target> {
     })
 }
 
-/// Whether something of the table or its partitions can be deferred.
-fn can_be_deferred(table: Oid) -> Result<bool> {
-    Ok(spi::rows(
-        "WITH RECURSIVE tree(oid) AS (
-             SELECT $1 UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-         SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid = tree.oid WHERE t.tgdeferrable)",
-        &[table.into()],
-        |row| row.get::<bool>(1),
-    )?
-    .pop()
-    .flatten()
-    .unwrap_or(false))
-}
-
 /// The zone whose local time a table without zones holds.
 fn zone(table: Oid) -> Result<String> {
     Ok(spi::rows(
@@ -225,16 +203,13 @@ fn zone(table: Oid) -> Result<String> {
 impl Target {
     /// The statement that stores events. Made when it is needed: planning locks the table, which who only queues an event need not
     /// wait for.
-    pub fn plan(&self) -> Result<Stored> {
-        if let Some(stored) = self.plan.get() {
-            return Ok(*stored);
+    pub fn plan(&self) -> Result<Plan> {
+        if let Some(plan) = self.plan.get() {
+            return Ok(*plan);
         }
         let _scope = Scope::reading();
-        let stored = Stored {
-            plan: Plan::new(&self.statement()?)?,
-            deferrable: can_be_deferred(self.table)?,
-        };
-        Ok(*self.plan.get_or_init(|| stored))
+        let plan = Plan::new(&self.statement()?)?;
+        Ok(*self.plan.get_or_init(|| plan))
     }
 
     fn statement(&self) -> Result<String> {
@@ -280,10 +255,11 @@ impl Target {
     /// The first of these times that lies in no partition.
     pub fn first_outside(&self, times: &[i64]) -> Option<i64> {
         let months = self.months.as_ref()?;
-        times
-            .iter()
-            .copied()
-            .find(|time| !months.iter().any(|month| month.contains(time)))
+        times.iter().copied().find(|time| {
+            !months
+                .iter()
+                .any(|month| month.contains(time) || *time == i64::MAX && month.end == i64::MAX)
+        })
     }
 
     /// Whether a role may insert what events bring.

@@ -6,7 +6,7 @@ use crate::ingest::{rejected, target};
 use crate::partition::months;
 use crate::pg::guc::Scope;
 use crate::pg::insert::{Buffer, Insert, Rows};
-use crate::pg::{catalog, identity, spi, xact};
+use crate::pg::{catalog, identity, xact};
 use crate::shmem::queue::{self, Done, Record};
 use audit_db_core::record::{Fields, Header};
 use pgrx::pg_sys::Oid;
@@ -18,8 +18,16 @@ const PARTS: usize = 8;
 /// How often one event may run out of time before it counts as one that cannot be stored.
 const PATIENCE: u32 = 3;
 
+/// So many attempts at a batch, some twenty seconds, are made before an event counts as one that cannot be stored for what may pass
+/// for others: a month on a server that does not answer, say. Locks never count.
+const ATTEMPTS: u32 = 10;
+
 /// What the worker remembers between batches.
 pub struct Writer {
+    /// Attempts in a row that came to nothing.
+    failures: u32,
+    /// Why events of the batch at hand are not in their table.
+    rejections: Rejections,
     /// Most events of a transaction: fewer after one that took too long.
     most: usize,
     /// How often in a row one event alone took too long.
@@ -32,12 +40,22 @@ struct Event<'a> {
     fields: Fields<'a>,
 }
 
+/// Events with the same go in with one statement.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key {
+    table: u32,
+    role: u32,
+    session_user: u32,
+}
+
 /// Why events of a batch are not in their table, by their place in it.
 type Rejections = HashMap<usize, Failure>;
 
 impl Writer {
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
+            failures: 0,
+            rejections: Rejections::new(),
             most: usize::MAX,
             slow: 0,
         }
@@ -46,24 +64,35 @@ impl Writer {
     /// Stores the batch that was taken, in transactions that may take `limit` each. An error: the rest of it is still to be stored.
     pub fn store(&mut self, index: usize, limit: Duration) -> Result<()> {
         let records = queue::flight(index);
-        let mut rejections = Rejections::new();
         let mut stored = take_over(index)?;
+        if stored == 0 {
+            self.rejections.clear();
+        }
         while stored < records.len() {
             let end = stored.saturating_add(self.most).min(records.len());
             // Of an attempt that came to nothing.
-            for record in &records[stored..end] {
+            for record in records[stored..end]
+                .iter()
+                .filter(|record| !record.withdrawn)
+            {
                 record.set_rejected(0);
             }
             let part = &records[stored..end];
-            match store_part(index, part, stored, limit, self.slow >= PATIENCE) {
+            let patience = Patience {
+                slow: self.slow < PATIENCE,
+                failing: self.failures < ATTEMPTS,
+            };
+            match store_part(index, part, stored, limit, patience) {
                 Ok(refused) => {
-                    rejections.extend(refused);
+                    self.failures = 0;
+                    self.rejections.extend(refused);
                     queue::note_stored(index, end);
                     stored = end;
                     self.slow = 0;
                     self.most = self.most.saturating_mul(2);
                 }
                 Err(error) => {
+                    self.failures = self.failures.saturating_add(1);
                     if error.is_cancel_of_statement() {
                         self.slow += u32::from(part.len() == 1);
                         self.most = (part.len() / 2).max(1);
@@ -72,7 +101,8 @@ impl Writer {
                 }
             }
         }
-        finish(index, &records, &rejections);
+        finish(index, &records, &self.rejections);
+        self.rejections.clear();
         Ok(())
     }
 }
@@ -109,16 +139,25 @@ fn finish(index: usize, records: &[Record], rejections: &Rejections) {
     queue::finish(index, &done);
 }
 
-/// Stores a part of the batch in one transaction. `first`: its place in the batch; `hopeless`: its one event has run out of time too
-/// often.
+/// What is still put up with.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// One event that takes too long.
+    slow: bool,
+    /// Errors that may pass.
+    failing: bool,
+}
+
+/// Stores a part of the batch in one transaction. `first`: its place in the batch.
 fn store_part(
     index: usize,
     records: &[Record],
     first: usize,
     limit: Duration,
-    hopeless: bool,
+    patience: Patience,
 ) -> Result<Rejections> {
-    let mut groups: Vec<((u32, u32), Vec<usize>)> = Vec::new();
+    let hopeless = !patience.slow && records.len() == 1;
+    let mut groups: Vec<(Key, Vec<usize>)> = Vec::new();
     let mut events = Vec::with_capacity(records.len());
     for (place, record) in records.iter().enumerate() {
         let Some((header, fields)) = record.read() else {
@@ -127,7 +166,11 @@ fn store_part(
         if record.withdrawn {
             continue;
         }
-        let key = (header.table, header.role);
+        let key = Key {
+            table: header.table,
+            role: header.role,
+            session_user: header.session_user,
+        };
         // Mostly there is one.
         match groups.iter_mut().rev().find(|(other, _)| *other == key) {
             Some((_, places)) => places.push(events.len()),
@@ -144,13 +187,14 @@ fn store_part(
     }
     let end = first + records.len();
     let before_commit = |transaction| queue::note_transaction(index, transaction, end);
-    let plainly = if hopeless {
+    let plainly = if hopeless || !patience.failing {
         Err(Error::RolledBack)
     } else {
-        make_months(&groups, &events);
+        make_months(&groups, &events)?;
         xact::in_batch(
             limit,
             || {
+                xact::check_constraints_at_once();
                 for (_, places) in &groups {
                     insert(&events, places)?;
                 }
@@ -168,6 +212,7 @@ fn store_part(
     xact::in_batch(
         limit,
         || {
+            xact::check_constraints_at_once();
             for (_, places) in &groups {
                 if hopeless {
                     let failure = too_slow(limit);
@@ -175,10 +220,21 @@ fn store_part(
                         reject(&events[*place], &failure, &mut rejections)?;
                     }
                 } else {
-                    insert_what_can_be(&events, places, &mut rejections)?;
+                    insert_what_can_be(&events, places, patience, &mut rejections)?;
                 }
             }
-            Ok(())
+            // Where nothing at all can be stored it is not the events.
+            let passing = |failure: &Failure| Error::Server(failure.clone()).is_transient();
+            match rejections.values().next() {
+                Some(failure)
+                    if !hopeless
+                        && rejections.len() == events.len()
+                        && rejections.values().all(passing) =>
+                {
+                    Err(Error::Server(failure.clone()))
+                }
+                _ => Ok(()),
+            }
         },
         before_commit,
     )?;
@@ -197,9 +253,9 @@ fn too_slow(limit: Duration) -> Failure {
     }
 }
 
-/// Makes the months that the events need where no default partition takes what fits none. What fails shows in the INSERT.
-fn make_months(groups: &[((u32, u32), Vec<usize>)], events: &[(usize, Event<'_>)]) {
-    for ((table, _), places) in groups {
+/// Makes the months that the events need where no default partition takes what fits none. What cannot be made shows in the INSERT.
+fn make_months(groups: &[(Key, Vec<usize>)], events: &[(usize, Event<'_>)]) -> Result<()> {
+    for (Key { table, .. }, places) in groups {
         let outside = || -> Result<Option<Vec<i64>>> {
             let target = target::of_table(Oid::from(*table))?;
             if target.months.is_none() {
@@ -219,12 +275,13 @@ fn make_months(groups: &[((u32, u32), Vec<usize>)], events: &[(usize, Event<'_>)
             Some(times) => xact::in_transaction(|| months::make_for(Oid::from(*table), &times)),
             None => Ok(false),
         });
-        if let Err(error) = made
-            && !error.is_transient()
-        {
-            error.warn();
+        match made {
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => error.warn(),
+            Ok(_) => {}
         }
     }
+    Ok(())
 }
 
 /// Inserts events of one table and role.
@@ -238,25 +295,15 @@ fn insert(events: &[(usize, Event<'_>)], places: &[usize]) -> Result<()> {
         return Err(Error::NoSuchRelation(header.table));
     }
     let target = target::of_table(table)?;
-    let stored = target.plan()?;
+    let plan = target.plan()?;
     let rows = Rows::new();
     let mut buffer = Buffer::default();
     for place in places {
         let event = &events[*place].1;
         rows.add(&event.fields, event.header.event_time, &mut buffer);
     }
-    identity::as_writer(Oid::from(header.role), || {
-        if stored.deferrable {
-            // Deferred to the commit they would run with the rights of the worker.
-            spi::execute("SET CONSTRAINTS ALL IMMEDIATE", &[])?;
-        }
-        Insert {
-            plan: stored.plan,
-            rows,
-        }
-        .run();
-        Ok::<(), Error>(())
-    })?;
+    let user = Oid::from(header.session_user);
+    identity::as_writer(Oid::from(header.role), user, || Insert { plan, rows }.run());
     rows.end();
     Ok(())
 }
@@ -264,18 +311,26 @@ fn insert(events: &[(usize, Event<'_>)], places: &[usize]) -> Result<()> {
 fn insert_what_can_be(
     events: &[(usize, Event<'_>)],
     places: &[usize],
+    patience: Patience,
     rejections: &mut Rejections,
 ) -> Result<()> {
     let failure = match xact::in_subtransaction(|| insert(events, places)) {
         Ok(()) => return Ok(()),
-        Err(error) if error.is_transient() => return Err(error),
+        Err(error)
+            if error.is_transient()
+                && (patience.failing
+                    || error.is_lock_timeout()
+                    || error.is_cancel_of_statement()) =>
+        {
+            return Err(error);
+        }
         Err(error) => error.failure(),
     };
     if let [place] = places {
         return reject(&events[*place], &failure, rejections);
     }
     for part in places.chunks(places.len().div_ceil(PARTS)) {
-        insert_what_can_be(events, part, rejections)?;
+        insert_what_can_be(events, part, patience, rejections)?;
     }
     Ok(())
 }

@@ -45,9 +45,14 @@ pub fn reading() -> ClockReading {
     }
 }
 
-/// How long ago a time of the wall clock is.
+/// The boot clock now: nobody sets it back.
+pub fn boot() -> i64 {
+    reading().boot
+}
+
+/// How long ago a time of the boot clock is.
 pub fn elapsed(since: i64) -> std::time::Duration {
-    std::time::Duration::from_micros(u64::try_from(wall() - since).unwrap_or(0))
+    std::time::Duration::from_micros(u64::try_from(boot() - since).unwrap_or(0))
 }
 
 /// A time as the session shows it.

@@ -151,6 +151,15 @@ pub fn at_least_flushed() -> &'static str {
     }
 }
 
+/// From now on commits of this process are flushed to this server's disk and wait for no standby.
+pub fn flush_locally() {
+    // SAFETY: a variable of this process, which is about to end; the setting itself may not be changed within a commit.
+    unsafe {
+        pg_sys::synchronous_commit =
+            pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as c_int;
+    }
+}
+
 /// Reads the configuration files again, as a worker must after SIGHUP.
 pub fn reload_configuration() {
     // SAFETY: called between transactions by a background worker.

@@ -10,6 +10,12 @@ pub fn current_role() -> pg_sys::Oid {
     unsafe { pg_sys::GetUserId() }
 }
 
+/// The user who is connected.
+pub fn session_user() -> pg_sys::Oid {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::GetSessionUserId() }
+}
+
 /// The name of a role, for messages.
 pub fn role_name(role: pg_sys::Oid) -> String {
     // SAFETY: with missing_ok the look-up returns null instead of raising.
@@ -63,22 +69,38 @@ pub fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
 
 /// Runs `body` with the rights of a role that asked for it: its row-security policies hold, and what its functions could leave
 /// behind for others is refused or undone.
-pub fn as_writer<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
+///
+/// `session_user` is what that function says meanwhile: defaults and policies of the table may ask it.
+pub fn as_writer<T>(role: pg_sys::Oid, session_user: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
     let mut guard = Guard {
         role: pg_sys::InvalidOid,
         context: 0,
     };
     let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
-    // SAFETY: reads, then sets, the identity of the transaction; the guard or the abort puts it back.
-    unsafe {
+    // SAFETY: reads, then sets, the identity of the transaction; the guards put it back, first the session's, also after an error.
+    let session = unsafe {
         pg_sys::GetUserIdAndSecContext(&mut guard.role, &mut guard.context);
+        let session = Session(pg_sys::GetSessionUserId());
+        pg_sys::SetSessionAuthorization(session_user, pg_sys::superuser_arg(session_user));
         pg_sys::SetUserIdAndSecContext(role, guard.context | flags as c_int);
-    }
+        session
+    };
     let scope = Scope::unchanged();
     let result = body();
     drop(scope);
+    drop(session);
     drop(guard);
     result
+}
+
+/// Puts the session's user back.
+struct Session(pg_sys::Oid);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: a worker's own user, a superuser; the caller's guard sets the effective user afterwards.
+        unsafe { pg_sys::SetSessionAuthorization(self.0, true) };
+    }
 }
 
 /// Whether a role may insert into these columns of a table.

@@ -1,6 +1,7 @@
 //! Which relations have changed. The server calls back in the middle of anything: all that happens here is that a number is kept.
 
 use pgrx::pg_sys;
+use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 /// So many changed relations are kept apart; with more all of them count as changed.
@@ -16,8 +17,19 @@ pub fn watch_relations() {
         // SAFETY: the callback has the signature the server asks for; registered once in a process.
         unsafe {
             pg_sys::CacheRegisterRelcacheCallback(Some(changed), pg_sys::Datum::null());
+            // A schema that is renamed changes no relation, but what they are called.
+            pg_sys::CacheRegisterSyscacheCallback(
+                pg_sys::SysCacheIdentifier::NAMESPACEOID as c_int,
+                Some(schema_changed),
+                pg_sys::Datum::null(),
+            );
         }
     }
+}
+
+/// Cannot raise or panic.
+unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: c_int, _hash: u32) {
+    COUNT.store(KEPT + 1, Ordering::Relaxed);
 }
 
 /// Cannot raise or panic.

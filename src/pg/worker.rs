@@ -176,6 +176,18 @@ unsafe extern "C-unwind" fn end_in_order(signal: std::ffi::c_int) {
     }
 }
 
+static STORING: AtomicBool = AtomicBool::new(false);
+
+/// This process is the one that stores events.
+pub fn begin_storing() {
+    STORING.store(true, Ordering::Relaxed);
+}
+
+/// Whether it is.
+pub fn is_storing() -> bool {
+    STORING.load(Ordering::Relaxed)
+}
+
 /// Whether the worker was told to end.
 pub fn is_ending() -> bool {
     ENDING.load(Ordering::Relaxed)
@@ -183,9 +195,19 @@ pub fn is_ending() -> bool {
 
 /// Runs a commit: a worker that is told to end meanwhile does not wait for standbys.
 pub fn committing(commit: impl FnOnce()) {
+    struct Done;
+    impl Drop for Done {
+        fn drop(&mut self) {
+            COMMITTING.store(false, Ordering::Relaxed);
+        }
+    }
+    let _done = Done;
+    // First this, then the look: a signal in between finds one or the other.
     COMMITTING.store(true, Ordering::Relaxed);
+    if is_ending() {
+        guc::flush_locally();
+    }
     commit();
-    COMMITTING.store(false, Ordering::Relaxed);
 }
 
 static RELOAD: AtomicBool = AtomicBool::new(false);

@@ -125,6 +125,19 @@ pub fn in_batch(
     outcome
 }
 
+/// Constraints and constraint triggers are checked by the statement, all of them: at the commit they would run with other rights.
+pub fn check_constraints_at_once() {
+    // SAFETY: what SET CONSTRAINTS ALL IMMEDIATE does, at the beginning of a transaction; the node lives across the call.
+    unsafe {
+        let mut statement = pg_sys::ConstraintsSetStmt {
+            type_: pg_sys::NodeTag::T_ConstraintsSetStmt,
+            constraints: std::ptr::null_mut(),
+            deferred: false,
+        };
+        pg_sys::AfterTriggerSetState(&mut statement);
+    }
+}
+
 /// Whether a transaction of the past has committed.
 pub fn has_committed(transaction: pg_sys::TransactionId) -> bool {
     // SAFETY: reads the server's commit log.

@@ -65,10 +65,12 @@ fn run(index: usize) {
             note(index, xact::in_transaction(|| state::remember_clock(index)));
             first = false;
         }
+        // Events wait for no cycle.
+        let ingest_due = tend_ingest(&mut ingest, index);
         if Instant::now() >= due
             || workers::update(index, |slot| std::mem::take(&mut slot.cycle_wanted))
         {
-            let more = cycle(index, &mut memory);
+            let more = cycle(index, &mut memory, &mut ingest);
             due = Instant::now();
             if !more {
                 due += settings::maintenance_interval();
@@ -76,7 +78,6 @@ fn run(index: usize) {
             continue;
         }
         let slow_due = tend_slow(&mut slow, index);
-        let ingest_due = tend_ingest(&mut ingest, index);
         workers::update(index, |slot| slot.state = State::Idle);
         xact::report_activity(None);
         let next = [slow_due, ingest_due]
@@ -106,6 +107,8 @@ struct Child {
     again: Option<Instant>,
     /// How much had been done when it was started.
     done: u64,
+    /// Whether the server had no slot for it the last time; said once.
+    short: bool,
 }
 
 impl Child {
@@ -130,8 +133,12 @@ impl Child {
     fn start(&mut self, index: usize, handle: Option<Handle>) {
         self.again = None;
         self.handle = handle;
-        if self.handle.is_none() {
+        let short = self.handle.is_none();
+        if short && !std::mem::replace(&mut self.short, short) {
             note(index, Err(Error::NoWorkerSlot));
+        }
+        self.short = short;
+        if short {
             self.again = Some(Instant::now() + Duration::from_secs(1));
         }
     }
@@ -184,7 +191,7 @@ fn extension_is_here(index: usize) -> bool {
 }
 
 /// One round over all managed tables. `true`: there is more to do at once.
-fn cycle(index: usize, memory: &mut Memory) -> bool {
+fn cycle(index: usize, memory: &mut Memory, ingest: &mut Child) -> bool {
     let begun = Instant::now();
     xact::report_activity(Some("maintenance cycle"));
     let clock_moved = workers::begin_cycle(index, clock::reading());
@@ -194,6 +201,7 @@ fn cycle(index: usize, memory: &mut Memory) -> bool {
     match xact::in_transaction(managed::oids_without_dropped) {
         Ok(tables) => {
             for table in &tables {
+                tend_ingest(ingest, index);
                 let turn = maintain::table(*table, clock_moved, memory);
                 last_error = turn.error.or(last_error);
                 more |= turn.more;

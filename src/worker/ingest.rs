@@ -17,7 +17,7 @@ const RETRY: Backoff = Backoff {
     cap: Duration::from_secs(5),
 };
 /// Longest wait for one lock: whoever waits for an event sees what the worker waits for meanwhile.
-const LOCK_TIMEOUT: &str = "5s";
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// With no event for so long the worker ends; the next event brings it back.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -45,12 +45,9 @@ pub extern "C-unwind" fn audit_db_ingest_worker_main(argument: pg_sys::Datum) {
         return;
     };
     worker::connect_to_database(slot.database);
-    for (name, value) in [
-        (c"lock_timeout", LOCK_TIMEOUT),
-        (c"synchronous_commit", guc::at_least_flushed()),
-    ] {
-        guc::fix_for_worker(name, value);
-    }
+    guc::fix_for_worker(c"synchronous_commit", guc::at_least_flushed());
+    limit_lock_waits();
+    worker::begin_storing();
     Ingest::new(index).run();
 }
 
@@ -72,7 +69,7 @@ struct Ingest {
 }
 
 impl Ingest {
-    const fn new(index: usize) -> Self {
+    fn new(index: usize) -> Self {
         Self {
             index,
             writer: Writer::new(),
@@ -87,6 +84,7 @@ impl Ingest {
         loop {
             if worker::reload_requested() {
                 guc::reload_configuration();
+                limit_lock_waits();
             }
             if worker::is_ending() && self.must_end() {
                 return;
@@ -188,6 +186,12 @@ impl Ingest {
             }
         }
     }
+}
+
+/// A batch that waits for a lock must end for that, and not for being slow.
+fn limit_lock_waits() {
+    let timeout = LOCK_TIMEOUT.min(settings::shutdown_drain_timeout() / 2);
+    guc::fix_for_worker(c"lock_timeout", &format!("{}ms", timeout.as_millis()));
 }
 
 fn is_due(look: &Look) -> bool {

@@ -33,13 +33,15 @@ pub struct Header {
     pub waiter: u32,
     pub role: u32,
     pub table: u32,
-    /// SQLSTATE of a rejected event, packed; 0: none.
+    /// SQLSTATE of a rejected event, packed; 0: none. Or [`WITHDRAWN`].
     pub rejected: u32,
+    /// The user who is connected, whatever his role is now.
+    pub session_user: u32,
     pub queued_at: i64,
     pub event_time: i64,
 }
 
-const HEADER_BYTES: usize = 8 * 4 + 4 * 4 + 2;
+const HEADER_BYTES: usize = 8 * 4 + 4 * 5 + 2;
 /// Bytes of a record before its values.
 pub const HEAD_BYTES: usize = 4 + HEADER_BYTES;
 /// Records begin at multiples of this.
@@ -68,6 +70,7 @@ pub fn write(target: &mut [u8], header: &Header, fields: &Fields) {
     writer.put(&header.role.to_ne_bytes());
     writer.put(&header.table.to_ne_bytes());
     writer.put(&header.rejected.to_ne_bytes());
+    writer.put(&header.session_user.to_ne_bytes());
     let present = fields
         .iter()
         .enumerate()
@@ -90,7 +93,7 @@ pub fn read(source: &[u8]) -> Option<(Header, Fields<'_>)> {
     let (sequence, ticket) = (reader.u64()?, reader.u64()?);
     let (queued_at, event_time) = (reader.u64()? as i64, reader.u64()? as i64);
     let (waiter, role, table) = (reader.u32()?, reader.u32()?, reader.u32()?);
-    let rejected = reader.u32()?;
+    let (rejected, session_user) = (reader.u32()?, reader.u32()?);
     let present = u16::from_ne_bytes(reader.take(2)?.try_into().ok()?);
     let mut fields: Fields = [None; COLUMNS.len()];
     for (place, field) in fields.iter_mut().enumerate() {
@@ -106,6 +109,7 @@ pub fn read(source: &[u8]) -> Option<(Header, Fields<'_>)> {
         role,
         table,
         rejected,
+        session_user,
         queued_at,
         event_time,
     };
@@ -119,6 +123,16 @@ const REJECTED_AT: usize = 4 + 8 * 4 + 4 * 3;
 /// Gives a record its number.
 pub fn set_sequence(record: &mut [u8], sequence: u64) {
     record[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_ne_bytes());
+}
+
+/// In the place of an SQLSTATE: the session has taken the event back.
+pub const WITHDRAWN: u32 = u32::MAX;
+
+/// The number of a record.
+pub fn sequence(record: &[u8]) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&record[SEQUENCE_AT..SEQUENCE_AT + 8]);
+    u64::from_ne_bytes(number)
 }
 
 /// Marks an event as rejected with an SQLSTATE, packed into a number that is not 0.
@@ -189,14 +203,25 @@ mod tests {
     }
 
     fn header() -> impl Strategy<Value = Header> {
-        (any::<(u64, u64, u32, u32, u32, u32, i64, i64)>(),).prop_map(
-            |((sequence, ticket, waiter, role, table, rejected, queued_at, event_time),)| Header {
+        (any::<(u64, u64, u32, u32, u32, u32, u32, i64, i64)>(),).prop_map(
+            |((
                 sequence,
                 ticket,
                 waiter,
                 role,
                 table,
                 rejected,
+                session_user,
+                queued_at,
+                event_time,
+            ),)| Header {
+                sequence,
+                ticket,
+                waiter,
+                role,
+                table,
+                rejected,
+                session_user,
                 queued_at,
                 event_time,
             },

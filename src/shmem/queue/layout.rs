@@ -74,7 +74,9 @@ pub struct Queue {
     pub next: u64,
     pub taken: u64,
     pub done: u64,
-    /// When the oldest event was queued that is in no batch.
+    /// Events that are not on disk, and never will be: their sessions have taken them back.
+    pub withdrawn: u64,
+    /// When the oldest event was queued that is in no batch, by the boot clock.
     pub oldest: i64,
     /// Somebody waits until this event is on disk.
     pub flush: u64,
@@ -111,8 +113,6 @@ pub struct Waiter {
     pub state: Word,
     /// The call it is in, counted on for ever.
     pub ticket: u64,
-    /// The last call that took its events back.
-    pub withdrawn: u64,
     /// Events of the call that are not on disk.
     pub pending: u32,
     /// Of those that are, how many were rejected.
@@ -244,6 +244,7 @@ pub unsafe fn empty(queue: *mut Queue) {
         (*queue).next = 1;
         (*queue).taken = 0;
         (*queue).done = 0;
+        (*queue).withdrawn = 0;
         (*queue).oldest = 0;
         (*queue).flush = 0;
         (*queue).counters = std::mem::zeroed();

@@ -188,7 +188,7 @@ pub fn statistics() -> Statistics {
     let length = usize::from(queue.error_length);
     let error = queue.error;
     let statistics = Statistics {
-        queued: queue.next - 1 - queue.done,
+        queued: (queue.next - 1 - queue.done).saturating_sub(queue.withdrawn),
         bytes: u64::from(queue.blocks + queue.flight_blocks) * layout::BLOCK as u64,
         capacity,
         counters: queue.counters,

@@ -47,7 +47,7 @@ fn most_blocks(total: u32) -> u64 {
 
 /// Queues all the records, or none. `ticket`: the call that will wait for them.
 pub fn push(records: &mut [Vec<u8>], ticket: Option<u64>) -> Result<Queued, Refused> {
-    let now = clock::wall();
+    let now = clock::boot();
     let mut locked = lock();
     let index = locked
         .find_or_take(identity::my_database())
@@ -253,11 +253,41 @@ pub fn withdraw(queued: Queued) -> Withdrawn {
     if queued.first <= queue.taken {
         return Withdrawn::Unknown;
     }
-    queue.counters.withdrawn += queued.last - queued.first + 1;
-    // SAFETY: the place is this process's own; the lock is held.
-    let waiter = unsafe { &mut *locked.memory.waiter(my_place()) };
-    waiter.withdrawn = waiter.ticket;
+    let events = queued.last - queued.first + 1;
+    queue.counters.withdrawn += events;
+    queue.withdrawn += events;
+    mark_withdrawn(&mut locked, index, queued);
     Withdrawn::All
+}
+
+/// Writes into the records that are in no batch that nobody wants them.
+fn mark_withdrawn(locked: &mut Locked, index: usize, queued: Queued) {
+    let memory = locked.memory;
+    let mut block = locked.queue(index).head;
+    // SAFETY: chains hold blocks; the lock is held; records lie within the part of a block that is in use.
+    unsafe {
+        while block != NONE && (*memory.block(block)).head.first <= queued.last {
+            let this = &mut *memory.block(block);
+            block = this.head.next;
+            let later = block != NONE && (*memory.block(block)).head.first <= queued.first;
+            // Goes on with a large record, or holds earlier ones only.
+            if this.head.continues || later && !(*memory.block(block)).head.continues {
+                continue;
+            }
+            let mut at = 0;
+            while let Some(length) = this.bytes[..this.head.used as usize]
+                .get(at..)
+                .and_then(record::length)
+                .filter(|length| *length > 0)
+            {
+                let sequence = record::sequence(&this.bytes[at..]);
+                if (queued.first..=queued.last).contains(&sequence) {
+                    record::set_rejected(&mut this.bytes[at..], record::WITHDRAWN);
+                }
+                at += length;
+            }
+        }
+    }
 }
 
 /// The worker that stores this database's events; 0: none.

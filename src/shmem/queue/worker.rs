@@ -175,7 +175,7 @@ pub fn take(index: usize) -> bool {
             queue.urgent = false;
         } else {
             queue.taken = (*memory.block(next)).head.first - 1;
-            queue.oldest = clock::wall();
+            queue.oldest = clock::boot();
         }
     }
     queue.flight_blocks = count as u32;
@@ -282,37 +282,19 @@ pub fn flight(index: usize) -> Vec<Record> {
                 }
                 whole
             });
-            records.push(Record {
+            let mut record = Record {
                 place,
                 length,
                 whole,
                 withdrawn: false,
-            });
+            };
+            record.withdrawn = record.rejected() == record::WITHDRAWN;
+            records.push(record);
             at += length;
         }
         block = next;
     }
-    mark_withdrawn(&mut records);
     records
-}
-
-fn mark_withdrawn(records: &mut [Record]) {
-    let waited_for: Vec<(usize, Header)> = records
-        .iter()
-        .enumerate()
-        .filter_map(|(place, record)| Some((place, record.read()?.0)))
-        .filter(|(_, header)| header.ticket != 0)
-        .collect();
-    if waited_for.is_empty() {
-        return;
-    }
-    let locked = lock();
-    for (place, header) in waited_for {
-        // A session waits for one call at a time: of one that was taken back everything that came before is done or given up.
-        // SAFETY: the place was written by the process that had it; the lock is held.
-        let withdrawn = unsafe { (*locked.memory.waiter(header.waiter as usize)).withdrawn };
-        records[place].withdrawn = header.ticket <= withdrawn;
-    }
 }
 
 /// What became of an event.
@@ -331,6 +313,8 @@ pub fn finish(index: usize, events: &[Done<'_>]) {
     for done in events {
         let header = &done.header;
         if done.withdrawn {
+            let queue = locked.queue(index);
+            queue.withdrawn = queue.withdrawn.saturating_sub(1);
             continue;
         }
         let counters = &mut locked.queue(index).counters;
