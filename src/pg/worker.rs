@@ -3,7 +3,7 @@
 use crate::pg::{compat, guc};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 /// A worker that this process has started.
 pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
@@ -143,9 +143,11 @@ pub fn install_signal_handlers() {
 }
 
 static ENDING: AtomicBool = AtomicBool::new(false);
+static ENDING_SINCE: AtomicI64 = AtomicI64::new(0);
 static COMMITTING: AtomicBool = AtomicBool::new(false);
 
-/// The same for a worker that has something to finish first: SIGTERM is noticed at the next wait, and the second one ends it.
+/// The same for a worker that has something to finish first: SIGTERM is noticed at the next wait, and one that comes
+/// seconds later ends it.
 pub fn install_draining_handlers() {
     install_signal_handlers();
     // SAFETY: a background worker sets its own signal handlers.
@@ -157,14 +159,30 @@ pub fn install_draining_handlers() {
     }
 }
 
+/// Async-signal-safe.
+fn boot_seconds() -> i64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: fills the structure.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    time.tv_sec
+}
+
 /// Async-signal-safe: sets flags and this process's latch.
 unsafe extern "C-unwind" fn end_in_order(signal: std::ffi::c_int) {
     // SAFETY: as in `config_reload`; `die` is made for signal handlers.
     unsafe {
         let errno = *libc::__errno_location();
+        // The postmaster sends each signal twice: to the process, and to its group.
+        let now = boot_seconds();
         if ENDING.swap(true, Ordering::Relaxed) {
-            compat::die(signal);
+            if now > ENDING_SINCE.load(Ordering::Relaxed) + 1 {
+                compat::die(signal);
+            }
         } else {
+            ENDING_SINCE.store(now, Ordering::Relaxed);
             if COMMITTING.load(Ordering::Relaxed) {
                 // What is on disk here need not wait for a standby that may never answer.
                 pg_sys::QueryCancelPending = 1;
