@@ -148,6 +148,14 @@ struct Patience {
     failing: bool,
 }
 
+impl Patience {
+    /// Whether an error undoes the attempt, so that the batch is tried again. Locks are waited for as long as it takes.
+    fn must_wait_for(self, error: &Error) -> bool {
+        error.is_transient()
+            && (self.failing || error.is_lock_timeout() || error.is_cancel_of_statement())
+    }
+}
+
 /// Stores a part of the batch in one transaction. `first`: its place in the batch.
 fn store_part(
     index: usize,
@@ -187,10 +195,12 @@ fn store_part(
     }
     let end = first + records.len();
     let before_commit = |transaction| queue::note_transaction(index, transaction, end);
+    if !hopeless {
+        make_months(&groups, &events, patience)?;
+    }
     let plainly = if hopeless || !patience.failing {
         Err(Error::RolledBack)
     } else {
-        make_months(&groups, &events)?;
         xact::in_batch(
             limit,
             || {
@@ -254,7 +264,11 @@ fn too_slow(limit: Duration) -> Failure {
 }
 
 /// Makes the months that the events need where no default partition takes what fits none. What cannot be made shows in the INSERT.
-fn make_months(groups: &[(Key, Vec<usize>)], events: &[(usize, Event<'_>)]) -> Result<()> {
+fn make_months(
+    groups: &[(Key, Vec<usize>)],
+    events: &[(usize, Event<'_>)],
+    patience: Patience,
+) -> Result<()> {
     for (Key { table, .. }, places) in groups {
         let outside = || -> Result<Option<Vec<i64>>> {
             let target = target::of_table(Oid::from(*table))?;
@@ -276,7 +290,7 @@ fn make_months(groups: &[(Key, Vec<usize>)], events: &[(usize, Event<'_>)]) -> R
             None => Ok(false),
         });
         match made {
-            Err(error) if error.is_transient() => return Err(error),
+            Err(error) if patience.must_wait_for(&error) => return Err(error),
             Err(error) => error.warn(),
             Ok(_) => {}
         }
@@ -316,14 +330,7 @@ fn insert_what_can_be(
 ) -> Result<()> {
     let failure = match xact::in_subtransaction(|| insert(events, places)) {
         Ok(()) => return Ok(()),
-        Err(error)
-            if error.is_transient()
-                && (patience.failing
-                    || error.is_lock_timeout()
-                    || error.is_cancel_of_statement()) =>
-        {
-            return Err(error);
-        }
+        Err(error) if patience.must_wait_for(&error) => return Err(error),
         Err(error) => error.failure(),
     };
     if let [place] = places {

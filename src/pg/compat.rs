@@ -166,13 +166,10 @@ unsafe extern "C-unwind" {
     pub(super) fn die(signal: std::ffi::c_int);
 }
 
+/// What a signal calls.
+pub(super) type SignalHandler = unsafe extern "C-unwind" fn(std::ffi::c_int);
+
 /// Makes SIGTERM end the running statement, as it does in a session.
-pub fn install_die_handler() {
-    // SAFETY: a background worker sets its own signal handlers before it unblocks signals.
-    unsafe {
-        #[cfg(not(feature = "pg18"))]
-        pg_sys::pqsignal(libc::SIGTERM, Some(die));
-        #[cfg(feature = "pg18")]
-        pg_sys::pqsignal_be(libc::SIGTERM, Some(die));
-    }
+pub(super) fn die_handler() -> SignalHandler {
+    die
 }

@@ -41,29 +41,32 @@ pub extern "C" fn pg_finfo_audit_db_log_events() -> &'static pg_sys::Pg_finfo_re
 /// `audit_db.log_event(…)`. Unguarded trampoline.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn audit_db_log_event(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: the server passes a call; nothing with a destructor is alive while the rest runs.
-    unsafe {
-        let mut rest = Rest::default();
-        handle(call, 0, &mut rest);
-        if let Some(insert) = rest.insert {
-            insert.run_unguarded();
-        }
-        pg_sys::Datum::null()
-    }
+    // SAFETY: the server passes a call.
+    unsafe { carry_out(call, 0) };
+    pg_sys::Datum::null()
 }
 
 /// `audit_db.log_events(…)`. Unguarded trampoline.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn audit_db_log_events(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: as above.
+    pg_sys::Datum::from(unsafe { carry_out(call, 1) })
+}
+
+/// Without a guard; what the function returns.
+///
+/// # Safety
+/// `call` must be what the server passed to a function.
+unsafe fn carry_out(call: pg_sys::FunctionCallInfo, which: c_int) -> i64 {
+    let mut rest = Rest::default();
+    // SAFETY: by contract; nothing with a destructor is alive while the rest runs.
     unsafe {
-        let mut rest = Rest::default();
-        handle(call, 1, &mut rest);
+        handle(call, which, &mut rest);
         if let Some(insert) = rest.insert {
             insert.run_unguarded();
         }
-        pg_sys::Datum::from(rest.result)
     }
+    rest.result
 }
 
 #[pgrx::pg_guard]

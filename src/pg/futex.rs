@@ -1,5 +1,5 @@
-//! Waiting for a word in shared memory: a third of the price of a latch, for who waits a moment and is woken thousands of times a
-//! second. Linux only. A signal ends the wait, but one that comes just before it does not: waits are short, and whoever waits
+//! Waiting for a word in shared memory: one system call to sleep and one to wake, for who waits a moment and is woken thousands of
+//! times a second. Linux only. A signal ends the wait, but one that comes just before it does not: waits are short, and whoever waits
 //! again looks for interrupts in between.
 
 use std::sync::atomic::{AtomicU32, Ordering};

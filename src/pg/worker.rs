@@ -131,9 +131,16 @@ pub fn task_database() -> Option<pg_sys::Oid> {
 
 /// Signal handlers of a worker: SIGTERM ends even a running statement, SIGHUP is noticed at the next wait.
 pub fn install_signal_handlers() {
-    compat::install_die_handler();
-    // SAFETY: a worker sets its handlers while signals are still blocked.
+    install(compat::die_handler());
+}
+
+fn install(terminate: compat::SignalHandler) {
+    // SAFETY: a worker sets its handlers while signals are still blocked: what has come meanwhile meets the right ones.
     unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(libc::SIGTERM, Some(terminate));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(libc::SIGTERM, Some(terminate));
         #[cfg(not(feature = "pg18"))]
         pg_sys::pqsignal(libc::SIGHUP, Some(config_reload));
         #[cfg(feature = "pg18")]
@@ -149,14 +156,7 @@ static COMMITTING: AtomicBool = AtomicBool::new(false);
 /// The same for a worker that has something to finish first: SIGTERM is noticed at the next wait, and one that comes
 /// seconds later ends it.
 pub fn install_draining_handlers() {
-    install_signal_handlers();
-    // SAFETY: a background worker sets its own signal handlers.
-    unsafe {
-        #[cfg(not(feature = "pg18"))]
-        pg_sys::pqsignal(libc::SIGTERM, Some(end_in_order));
-        #[cfg(feature = "pg18")]
-        pg_sys::pqsignal_be(libc::SIGTERM, Some(end_in_order));
-    }
+    install(end_in_order);
 }
 
 /// Async-signal-safe.

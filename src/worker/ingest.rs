@@ -36,7 +36,8 @@ static DATABASE: AtomicU32 = AtomicU32::new(0);
 pub extern "C-unwind" fn audit_db_ingest_worker_main(argument: pg_sys::Datum) {
     let slot = workers::get(argument.value());
     worker::install_draining_handlers();
-    if slot.held_by != 0 || slot.database == pg_sys::InvalidOid {
+    // Once it has the queue, events come.
+    if slot.held_by != 0 || slot.database == pg_sys::InvalidOid || worker::is_ending() {
         return;
     }
     DATABASE.store(slot.database.to_u32(), Ordering::Relaxed);

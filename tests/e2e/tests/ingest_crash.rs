@@ -55,8 +55,11 @@ impl Known {
                     self.durable.lock().unwrap().push(event);
                 } else {
                     self.lazy.lock().unwrap().push((event, Instant::now()));
-                    // As many as there are durable ones, not all there is room for.
-                    std::thread::sleep(Duration::from_millis(1));
+                    // No more than there are durable ones.
+                    wait_until("durable events come in", LONG, || {
+                        !working.load(Ordering::Relaxed)
+                            || self.lazy.lock().unwrap().len() <= self.durable.lock().unwrap().len()
+                    });
                 }
                 self.acknowledged.fetch_add(1, Ordering::Relaxed);
             }
@@ -136,7 +139,7 @@ fn what_was_acknowledged_is_there_once() {
                     crashes.push(Instant::now());
                     kill(victim);
                 }
-                // The worker alone, at once: no crash of the server, nothing may be gone.
+                // The worker alone: no crash of the server, nothing may be gone.
                 2 => {
                     for _ in 0..5 {
                         let victim = worker(&mut session).to_string();

@@ -267,3 +267,42 @@ fn the_worker_says_what_it_waits_for() {
     client.run("SELECT audit_db.flush_events()");
     assert_eq!(client.number("SELECT count(*) FROM audit_log"), 2);
 }
+
+#[test]
+fn a_worker_that_is_ended_in_the_middle_hands_its_batch_over() {
+    let cluster = Cluster::builder().fast().start();
+    let mut client = cluster.database("handed");
+    client.run("SELECT audit_db.create_audit_log(premake => 1)");
+    client.run("SELECT audit_db.log_event('first', durability => 'durable')");
+    let mut blocker = cluster.connect("handed");
+    blocker.run("BEGIN; LOCK TABLE audit_log IN SHARE MODE");
+    let worker = client.value("SELECT worker_pid FROM audit_db.ingest_stats");
+    std::thread::scope(|scope| {
+        let mut session = cluster.connect("handed");
+        let waiting = scope.spawn(move || {
+            session.sqlstate("SELECT audit_db.log_event('handed over', durability => 'durable')")
+        });
+        wait_until_blocked(&mut client);
+        // The postmaster's signal comes twice at once and leaves it time; whoever insists ends it in the middle of its statement.
+        wait_until("the worker has ended", SOON, || {
+            let _ = std::process::Command::new("kill")
+                .args(["-TERM", &worker])
+                .stderr(std::process::Stdio::null())
+                .status();
+            !client.holds(&format!(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {worker})"
+            ))
+        });
+        blocker.run("ROLLBACK");
+        assert_eq!(waiting.join().unwrap(), "00000");
+    });
+    assert_eq!(
+        client.column("SELECT action FROM audit_log ORDER BY id"),
+        ["first", "handed over"]
+    );
+    assert_ne!(
+        client.value("SELECT worker_pid FROM audit_db.ingest_stats"),
+        worker
+    );
+    balanced(&mut client);
+}
