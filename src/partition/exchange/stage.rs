@@ -381,7 +381,8 @@ pub(super) fn announce(exchange: &Exchange) -> Result<()> {
 /// From here on every change to the default partition is logged.
 pub(super) fn capture(exchange: &Exchange) -> Result<()> {
     steps::in_transactions_with_retries(&exchange.name, |scope| {
-        Deadline::start(scope, settings::lock_timeout())
+        // Half of it: who waits behind it has to learn of the trigger afterwards.
+        Deadline::start(scope, settings::lock_timeout() / 2)
             .lock(exchange.default, Mode::ShareRowExclusive);
         let default = exchange.default_qualified();
         drop_triggers(exchange.default, &default)?;

@@ -39,8 +39,8 @@ pub(super) fn swap(exchange: &Exchange, changes: &Changes<'_>) -> Result<()> {
         let managed = managed::get(exchange.parent)?;
         let calendar = Calendar::new(before.key, &managed.time_zone)?;
         let maker = Maker::new(&before, &managed, calendar)?;
-        // Half of it for the wait, so that whoever waits for the locks, and then for the swap, waits no longer than for others.
-        let timeout = settings::lock_timeout() / 2;
+        // A quarter of it for the wait: who waits behind it waits for the swap too, and then learns of the new partitions.
+        let timeout = settings::lock_timeout() / 4;
         maker.lock_others(&scope, Some(Mode::AccessExclusive), timeout);
         let locked = Instant::now();
         xact::hurry(SWAP_TIMEOUT);
