@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod btree_size;
 pub mod calendar;
 pub mod change_log;
 pub mod naming;
 pub mod partition_plan;
 pub mod record;
 pub mod retention;
+pub mod schedule;
 pub mod span;
