@@ -1,8 +1,10 @@
 //! Every error that audit_db raises: its SQLSTATE, message, DETAIL and HINT. The only place that raises.
 
 mod events;
+mod jobs;
 
 pub use events::EventError;
+pub use jobs::{Ending, JobError};
 
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -17,6 +19,8 @@ pub enum Error {
     Server(Failure),
     /// About events; see there.
     Event(EventError),
+    /// About jobs; see there.
+    Job(JobError),
     NotPreloaded {
         what: &'static str,
     },
@@ -140,6 +144,7 @@ pub enum Error {
         database: u32,
     },
     WorkerEnded,
+    TransactionControl,
     NotDrained {
         events: u64,
         waited_ms: u128,
@@ -279,6 +284,7 @@ impl Error {
                 failure.hint.clone(),
             ),
             Self::Event(error) => error.parts(),
+            Self::Job(error) => error.parts(),
             Self::NotPreloaded { what } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("{what} needs audit_db to be preloaded"),
@@ -587,6 +593,12 @@ impl Error {
                 format!("{events} queued events could not be stored before the ingest worker ended"),
                 Some(format!("It went on for {waited_ms} ms after it was told to end.")),
                 Some("Where the server is not shutting down the next worker stores them. Raise audit_db.shutdown_drain_timeout.".into()),
+            ),
+            Self::TransactionControl => (
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "a job's command cannot control transactions".into(),
+                Some("It runs as one transaction, or commits where it says so itself, as VACUUM and CALL do.".into()),
+                Some("Leave BEGIN, COMMIT and the like out; use a procedure that commits.".into()),
             ),
             Self::WorkerEnded => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

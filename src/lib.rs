@@ -6,6 +6,8 @@ use pgrx::prelude::*;
 mod api;
 mod error;
 mod ingest;
+mod jobs;
+mod maintenance;
 mod partition;
 mod pg;
 #[cfg(any(test, feature = "pg_test"))]
@@ -24,6 +26,7 @@ extension_sql_file!(
     requires = ["tables"]
 );
 extension_sql_file!("../sql/events.sql", name = "events", requires = ["tables"]);
+extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["tables"]);
 extension_sql_file!(
     "../sql/workers.sql",
     name = "workers",

@@ -1,5 +1,7 @@
 //! Every setting: its declaration, its check and a typed accessor. Nothing else reads one.
 
+use crate::pg::guc::Check;
+use audit_db_core::schedule::Window;
 use audit_db_core::span::Span;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
@@ -21,6 +23,15 @@ static SHUTDOWN_DRAIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static DURABILITY: GucSetting<Durability> = GucSetting::<Durability>::new(Durability::Transaction);
 static AUDIT_TABLE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static STAMP_SESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+static MAX_JOB_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static JOB_HISTORY: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60);
+static MAINTENANCE_WINDOW: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c""));
+static REINDEX_MIN_BLOAT: GucSetting<f64> = GucSetting::<f64>::new(0.4);
+static REINDEX_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(50 * 1_024);
+static AUTO_OPTIMIZATION: GucSetting<bool> = GucSetting::<bool>::new(false);
+static JOB_CLOCK_OFFSET: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// When an event is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
@@ -109,13 +120,81 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::default(),
     );
-    crate::pg::guc::define_checked_string(
+    crate::pg::guc::define_checked_string::<FutureSpan>(
         c"audit_db.max_future",
         c"How far ahead of now partitions are made by the worker.",
         c"Rows of later times stay in the default partition. Days, weeks, months or years, as in '13 months'.",
         &MAX_FUTURE,
         GucContext::Sighup,
-        is_future_span,
+    );
+    define_jobs();
+}
+
+fn define_jobs() {
+    GucRegistry::define_int_guc(
+        c"audit_db.max_job_workers",
+        c"Most jobs of a database that run at the same time.",
+        c"Each needs one of max_worker_processes while it runs. 0 starts none; their times are then on record as missed.",
+        &MAX_JOB_WORKERS,
+        0,
+        64,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.job_history",
+        c"How long the runs of jobs are kept on record.",
+        c"Older rows of audit_db.job_runs are deleted.",
+        &JOB_HISTORY,
+        60,
+        i32::MAX / 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    crate::pg::guc::define_checked_string::<DailyWindow>(
+        c"audit_db.maintenance_window",
+        c"The part of each day in which indexes are rebuilt, as in 01:00-05:00.",
+        c"In the time zone of the job. A rebuild that is not done at the end of the window is cancelled. Empty: at any time.",
+        &MAINTENANCE_WINDOW,
+        GucContext::Sighup,
+    );
+    GucRegistry::define_float_guc(
+        c"audit_db.reindex_min_bloat",
+        c"The part of an index that must be bloat before it is rebuilt.",
+        c"A fraction. Random inserts alone leave a fresh index with some 0.25.",
+        &REINDEX_MIN_BLOAT,
+        0.05,
+        1.0,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.reindex_max_size",
+        c"The largest index that is rebuilt.",
+        c"0: of any size. As much room as the index takes must be free on its disk in any case.",
+        &REINDEX_MAX_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_bool_guc(
+        c"audit_db.auto_optimization",
+        c"Whether the job \"optimize\" acts.",
+        c"It analyzes tables that have changed and rebuilds indexes that are bloated, every night.",
+        &AUTO_OPTIMIZATION,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.job_clock_offset",
+        c"Moves the clock that jobs are scheduled by; for tests.",
+        c"Nothing else sees this clock.",
+        &JOB_CLOCK_OFFSET,
+        i32::MIN,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S | GucFlags::NO_SHOW_ALL,
     );
 }
 
@@ -201,8 +280,20 @@ pub fn reserve_prefix() {
     crate::pg::guc::reserve_prefix(c"audit_db");
 }
 
-fn is_future_span(text: &str) -> bool {
-    text.parse::<Span>().is_ok_and(Span::is_positive)
+struct FutureSpan;
+
+impl Check for FutureSpan {
+    fn is_valid(text: &str) -> bool {
+        text.parse::<Span>().is_ok_and(Span::is_positive)
+    }
+}
+
+struct DailyWindow;
+
+impl Check for DailyWindow {
+    fn is_valid(text: &str) -> bool {
+        text.is_empty() || text.parse::<Window>().is_ok()
+    }
 }
 
 pub fn lock_timeout() -> Duration {
@@ -264,6 +355,37 @@ pub fn audit_table() -> CString {
 
 pub fn stamp_session() -> bool {
     STAMP_SESSION.get()
+}
+
+pub fn max_job_workers() -> usize {
+    usize::try_from(MAX_JOB_WORKERS.get()).unwrap_or(0)
+}
+
+pub fn job_history() -> Duration {
+    Duration::from_secs(u64::try_from(JOB_HISTORY.get()).unwrap_or(0) * 60)
+}
+
+/// `None`: at any time.
+pub fn maintenance_window() -> Option<Window> {
+    MAINTENANCE_WINDOW.get()?.to_str().ok()?.parse().ok()
+}
+
+pub fn reindex_min_bloat() -> f64 {
+    REINDEX_MIN_BLOAT.get()
+}
+
+/// In bytes; `None`: of any size.
+pub fn reindex_max_size() -> Option<i64> {
+    Some(i64::from(REINDEX_MAX_SIZE.get()) * 1_048_576).filter(|size| *size > 0)
+}
+
+pub fn auto_optimization() -> bool {
+    AUTO_OPTIMIZATION.get()
+}
+
+/// In microseconds.
+pub fn job_clock_offset() -> i64 {
+    i64::from(JOB_CLOCK_OFFSET.get()) * 1_000_000
 }
 
 fn milliseconds(value: i32) -> Duration {

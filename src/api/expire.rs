@@ -7,9 +7,9 @@ use crate::partition::managed;
 use crate::partition::retire::{self, Outcome};
 use crate::pg::guc::Scope;
 use crate::pg::{catalog, clock, compat, identity};
+use crate::shmem;
 use crate::shmem::workers;
 use crate::worker::task;
-use crate::{settings, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
@@ -75,7 +75,7 @@ fn expire(parent: Option<Oid>, dry_run: Option<bool>) -> Result<Vec<Outcome>> {
             None
         };
         for table in tables {
-            outcomes.extend(retire::dry_run(table, clock_moved)?);
+            outcomes.extend(retire::dry_run(table, clock_moved, "")?);
         }
         return Ok(outcomes);
     }
@@ -104,9 +104,5 @@ fn expire(parent: Option<Oid>, dry_run: Option<bool>) -> Result<Vec<Outcome>> {
     if tables.is_empty() {
         return Ok(outcomes);
     }
-    task::drop_expired(&task::Request {
-        tables: tables.into_iter().map(|table| table.to_u32()).collect(),
-        lock_timeout_ms: settings::lock_timeout().as_millis() as u64,
-        lock_retry_ms: settings::lock_retry().as_millis() as u64,
-    })
+    task::drop_expired(&tables)
 }

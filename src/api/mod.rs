@@ -5,6 +5,8 @@ mod audit_log;
 mod capture;
 mod events;
 mod expire;
+mod jobs;
+mod maintain;
 mod manage;
 mod partitions;
 mod workers;

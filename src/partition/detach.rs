@@ -9,7 +9,7 @@ use crate::partition::{events, managed, retire, steps};
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi;
-use crate::pg::utility::run_at_top_level;
+use crate::pg::utility::{WAIT_LIMIT, run_at_top_level};
 use crate::pg::{catalog, clock, identity, xact};
 use crate::settings;
 use audit_db_core::partition_plan::{Bound, Range};
@@ -69,7 +69,7 @@ pub fn concurrently(
     let Some((partition, owner, sql)) = begun else {
         return Ok(Outcome::NotOurs);
     };
-    if let Err(error) = run_at_top_level(owner, &sql, true) {
+    if let Err(error) = run_at_top_level(owner, &sql, Some(WAIT_LIMIT)) {
         xact::in_transaction(|| {
             if pending(parent)?.contains(&partition) {
                 return Ok(());
@@ -110,7 +110,7 @@ pub fn finish(parent: Oid, name: &str, others: bool) -> Result<bool> {
     for partition in &begun {
         if let Some(table) = &table {
             let sql = xact::in_transaction(|| Ok(command(table, *partition, "FINALIZE")))?;
-            run_at_top_level(table.owner, &sql, true)?;
+            run_at_top_level(table.owner, &sql, Some(WAIT_LIMIT))?;
             xact::in_transaction(|| {
                 let partition = catalog::qualified_name(*partition).unwrap_or_default();
                 events::done(

@@ -1,6 +1,6 @@
 //! What the worker does for one table in each cycle.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::partition::create::{self, Maker};
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::{self, Managed};
@@ -12,6 +12,7 @@ use crate::pg::xact::{self, Kind};
 use crate::pg::{catalog, clock, identity};
 use crate::settings;
 use audit_db_core::partition_plan::{self, Facts, NewPartition, Placement, Policy};
+use audit_db_core::retention::RetentionAction;
 use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -96,9 +97,47 @@ pub struct Turn {
     pub more: bool,
 }
 
+/// One thing that was done for a table, or will be.
+#[derive(Debug)]
+pub struct Report {
+    pub step: &'static str,
+    /// The partition or the table, qualified.
+    pub object: String,
+    /// As in `create`, `drop`, `queued`.
+    pub action: String,
+    pub duration: Duration,
+    pub failure: Option<Failure>,
+}
+
+impl Report {
+    fn new(step: &'static str, object: &str, action: impl Into<String>, begun: Instant) -> Self {
+        Self {
+            step,
+            object: object.to_owned(),
+            action: action.into(),
+            duration: begun.elapsed(),
+            failure: None,
+        }
+    }
+}
+
+/// What a table's turn would do now.
+#[derive(Debug, Default)]
+pub struct Preview {
+    pub reports: Vec<Report>,
+    /// Partitions that will be made and get rows from the default partition.
+    pub filled: Vec<String>,
+    /// Rows that the default partition will lose.
+    pub moved: i64,
+    /// Partitions that will leave the table.
+    pub leaving: Vec<String>,
+}
+
 /// What is to be done for a table.
 struct Survey {
     name: String,
+    schema: String,
+    default_name: String,
     /// Partitions without the row security that the table has.
     side_doors: bool,
     lacks_default: bool,
@@ -121,11 +160,18 @@ struct Due {
     exchange: bool,
     /// As many as are made in one run.
     full: bool,
+    /// Rows of the default partition that wait for each of those to make now.
+    rows: Vec<i64>,
 }
 
 /// Makes partitions ahead, empties the default partition and applies retention. Each step is a transaction; what fails is
 /// recorded and returned, and never keeps the next step from running.
-pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
+pub fn table(
+    oid: Oid,
+    clock_moved: Option<i64>,
+    memory: &mut Memory,
+    emit: &mut dyn FnMut(Report),
+) -> Turn {
     let mut turn = Turn::default();
     let survey = match xact::in_transaction(|| survey(oid)) {
         Ok(Some(survey)) => survey,
@@ -161,10 +207,30 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
         check("maintenance", noted);
     }
     if survey.side_doors {
-        check("row security", close_side_doors(oid, &name));
+        let begun = Instant::now();
+        let closed = close_side_doors(oid, &name);
+        report(
+            emit,
+            "row security",
+            &name,
+            "enable",
+            begun,
+            closed.as_ref().err(),
+        );
+        check("row security", closed);
     }
     if survey.lacks_default {
-        check("default partition", restore_default(oid, &name));
+        let begun = Instant::now();
+        let made = restore_default(oid, &name);
+        report(
+            emit,
+            "default partition",
+            &name,
+            "create",
+            begun,
+            made.as_ref().err(),
+        );
+        check("default partition", made);
     }
     let has_invalid = survey.invalid_index.is_some();
     let mut exchange = false;
@@ -179,7 +245,7 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
         (Ok(_), Some(_)) => {}
         (Ok(due), None) => {
             exchange = due.exchange;
-            let made = make(oid, &name, due.now);
+            let made = make(oid, &survey.schema, &name, due.now, emit);
             turn.more = due.full && made.is_ok();
             match made {
                 // So many came meanwhile that they must be copied.
@@ -193,8 +259,11 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
     match survey.expired {
         Ok(false) => {}
         Ok(true) => {
+            let mut begun = Instant::now();
             let retired = retire::expired_of_table(oid, clock_moved, &mut |outcome| {
                 turn.slow |= outcome.action == retire::QUEUED;
+                emit(retirement(&outcome, begun));
+                begun = Instant::now();
                 // Recorded by the step itself.
                 if let Some(failure) = outcome.failure {
                     let error = Error::Server(failure);
@@ -220,7 +289,107 @@ pub fn table(oid: Oid, clock_moved: Option<i64>, memory: &mut Memory) -> Turn {
     turn.repair = invalid;
     turn.finish = pending;
     turn.slow |= exchange || pending || invalid || survey.unfinished;
+    if exchange {
+        let begun = Instant::now();
+        report(
+            emit,
+            EMPTY,
+            &survey.default_name,
+            retire::QUEUED,
+            begun,
+            None,
+        );
+    }
     turn
+}
+
+const CREATE: &str = "create partition";
+const EMPTY: &str = "empty default partition";
+const RETENTION: &str = "retention";
+
+fn report(
+    emit: &mut dyn FnMut(Report),
+    step: &'static str,
+    object: &str,
+    action: &str,
+    begun: Instant,
+    error: Option<&Error>,
+) {
+    let failure = error.map(Error::failure);
+    let mut report = Report::new(step, object, action, begun);
+    if let Some(failure) = failure {
+        report.action = format!("failed: {}", failure.message);
+        report.failure = Some(failure);
+    }
+    emit(report);
+}
+
+fn retirement(outcome: &retire::Outcome, begun: Instant) -> Report {
+    Report {
+        failure: outcome.failure.clone(),
+        ..Report::new(
+            RETENTION,
+            &outcome.partition,
+            RetentionAction::as_intended(&outcome.action),
+            begun,
+        )
+    }
+}
+
+/// Lists what a table's turn would do now. What takes more than one turn is listed as far as the first one goes.
+pub fn preview(oid: Oid, clock_moved: Option<i64>) -> Result<Preview> {
+    let mut preview = Preview::default();
+    let Some(survey) = survey(oid)? else {
+        return Ok(preview);
+    };
+    let begun = Instant::now();
+    if let Some(error) = survey.restoring {
+        return Err(error);
+    }
+    let mut add = |step, object: &str, action: &str| {
+        preview.reports.push(Report {
+            duration: Duration::ZERO,
+            ..Report::new(step, object, action, begun)
+        });
+    };
+    if survey.side_doors {
+        add("row security", &survey.name, "enable");
+    }
+    if survey.lacks_default {
+        add("default partition", &survey.name, "create");
+    }
+    let due = survey.due?;
+    if let Some(index) = survey.invalid_index {
+        if !due.now.is_empty() || due.exchange {
+            return Err(Error::InvalidIndex {
+                table: survey.name,
+                index,
+            });
+        }
+    } else {
+        for (new, rows) in due.now.iter().zip(&due.rows) {
+            let partition = spi::quote_qualified_identifier(&survey.schema, &new.name);
+            add(CREATE, &partition, "create");
+            if *rows > 0 {
+                preview.filled.push(partition);
+                preview.moved += rows;
+            }
+        }
+    }
+    if survey.expired? {
+        for outcome in retire::dry_run(oid, clock_moved, retire::QUEUED)? {
+            let report = retirement(&outcome, begun);
+            // One that is queued leaves later.
+            if matches!(report.action.as_str(), "drop" | "detach" | "archive") {
+                preview.leaving.push(report.object.clone());
+            }
+            add(RETENTION, &report.object, &report.action);
+        }
+    }
+    if due.exchange && survey.default_name != survey.name {
+        add(EMPTY, &survey.default_name, retire::QUEUED);
+    }
+    Ok(preview)
 }
 
 pub fn record(event: &str, name: &str, error: &Error) {
@@ -256,6 +425,11 @@ fn survey(oid: Oid) -> Result<Option<Survey>> {
         Ok(!retire::expired_partitions(&table, &managed, &calendar).is_empty())
     });
     Ok(Some(Survey {
+        default_name: table.default.as_ref().map_or_else(
+            || name.clone(),
+            |default| table.qualified_partition(default),
+        ),
+        schema: table.schema.clone(),
         name,
         side_doors: (table.row_security || table.force_row_security)
             && !open_side_doors(oid)?.is_empty(),
@@ -393,7 +567,12 @@ fn divide(table: &Table, managed: &Managed, calendar: &Calendar, waiting: &Waiti
     let full = planned.len() == MADE_IN_A_RUN;
     let all = planned.len();
     let now = without_copying(table, waiting, planned)?;
+    let rows = now
+        .iter()
+        .map(|month| waiting.rows_in(month.lower, month.upper))
+        .collect();
     Ok(Due {
+        rows,
         exchange: now.len() < all,
         full: full && now.len() == all,
         now,
@@ -437,10 +616,26 @@ fn restore_default(oid: Oid, name: &str) -> Result<()> {
     })
 }
 
-fn make(oid: Oid, name: &str, planned: Vec<NewPartition>) -> Result<()> {
+fn make(
+    oid: Oid,
+    schema: &str,
+    name: &str,
+    planned: Vec<NewPartition>,
+    emit: &mut dyn FnMut(Report),
+) -> Result<()> {
     let mut first_error = None;
     for new in planned {
+        let begun = Instant::now();
         let outcome = steps::in_transactions_with_retries(name, |scope| make_one(scope, oid, &new));
+        let partition = spi::quote_qualified_identifier(schema, &new.name);
+        report(
+            emit,
+            CREATE,
+            &partition,
+            "create",
+            begun,
+            outcome.as_ref().err(),
+        );
         if let Err(error) = outcome {
             // Who keeps the table locked keeps it from the other months too.
             let stop = error.is_lock_timeout();

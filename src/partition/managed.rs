@@ -37,15 +37,19 @@ fn relation() -> Result<Oid> {
 
 /// Runs `body` with the rights of the role that owns the extension's tables.
 pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    let owner = spi::rows(
+    identity::as_role(extension_owner()?, body)
+}
+
+/// The role that owns the extension's tables.
+pub fn extension_owner() -> Result<Oid> {
+    spi::rows(
         "SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1",
         &[relation()?.into()],
         |row| row.get::<Oid>(1),
     )?
     .pop()
     .flatten()
-    .ok_or_else(|| Error::Internal("audit_db.managed_tables has no owner".into()))?;
-    identity::as_role(owner, body)
+    .ok_or_else(|| Error::Internal("audit_db.managed_tables has no owner".into()))
 }
 
 const SETTINGS: &str = "SELECT partition_interval, premake, retention, retention_action,

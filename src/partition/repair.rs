@@ -111,7 +111,7 @@ fn fill(gap: &Gap, name: &str) -> Result<()> {
         let made = run_at_top_level(
             gap.owner,
             &gap.index.concurrent_command(&gap.partition_name),
-            false,
+            None,
         );
         guc::fix_for_worker(c"default_tablespace", "");
         made?;

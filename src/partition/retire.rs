@@ -66,12 +66,17 @@ impl Place {
     }
 }
 
-/// Lists what would be done, without doing it.
-pub fn dry_run(table: Oid, clock_moved: Option<i64>) -> Result<Vec<Outcome>> {
+/// Lists what would be done, without doing it. `concurrently`: how to call what is done while others use the table; empty: as
+/// the rest.
+pub fn dry_run(table: Oid, clock_moved: Option<i64>, concurrently: &str) -> Result<Vec<Outcome>> {
     let Some(plan) = plan(table, clock_moved)? else {
         return Ok(Vec::new());
     };
-    let verb = plan.action.verb();
+    let verb = if plan.concurrently && !concurrently.is_empty() {
+        concurrently
+    } else {
+        plan.action.verb()
+    };
     let limit = settings::max_partitions_dropped();
     Ok(plan
         .expired

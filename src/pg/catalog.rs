@@ -501,3 +501,49 @@ pub fn oldest_marked(
         oldest.map(|(_, found)| found)
     }
 }
+
+/// A relation by its name as `regclass` reads it; names without a schema are found in pg_catalog only.
+pub fn named_relation(name: &str) -> crate::error::Result<Option<pg_sys::Oid>> {
+    Ok(crate::pg::spi::rows(
+        "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid",
+        &[name.into()],
+        |row| row.get::<pg_sys::Oid>(1),
+    )?
+    .pop()
+    .flatten())
+}
+
+/// Whether a relation is a table, partitioned or not, or a materialized view.
+pub fn is_table(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up that returns a zero byte for what does not exist.
+    let kind = unsafe { pg_sys::get_rel_relkind(relation) } as u8;
+    [
+        pg_sys::RELKIND_RELATION,
+        pg_sys::RELKIND_PARTITIONED_TABLE,
+        pg_sys::RELKIND_MATVIEW,
+    ]
+    .contains(&kind)
+}
+
+/// Whether an index is valid; `None` where it is gone.
+pub fn index_is_valid(index: pg_sys::Oid) -> Option<bool> {
+    // SAFETY: a look-up in the server's cache; the tuple is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::INDEXRELID as i32,
+            pg_sys::Datum::from(index),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let valid = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>()).indisvalid;
+        pg_sys::ReleaseSysCache(tuple);
+        Some(valid)
+    }
+}
+
+/// Whether there is such a role.
+pub fn role_exists(role: pg_sys::Oid) -> bool {
+    // SAFETY: with missing_ok the look-up returns null instead of raising.
+    unsafe { !pg_sys::GetUserNameFromId(role, true).is_null() }
+}

@@ -145,16 +145,17 @@ pub unsafe fn analyze_and_rewrite(
 /// The portal must have been started; the receiver takes whatever it returns.
 pub unsafe fn run_portal(
     portal: pg_sys::Portal,
-    count: std::ffi::c_long,
+    top_level: bool,
     receiver: *mut pg_sys::DestReceiver,
+    completion: &mut pg_sys::QueryCompletion,
 ) {
-    let none = std::ptr::null_mut();
+    let all = std::ffi::c_long::MAX;
     // SAFETY: by contract.
     unsafe {
         #[cfg(not(feature = "pg18"))]
-        pg_sys::PortalRun(portal, count, true, true, receiver, receiver, none);
+        pg_sys::PortalRun(portal, all, top_level, true, receiver, receiver, completion);
         #[cfg(feature = "pg18")]
-        pg_sys::PortalRun(portal, count, true, receiver, receiver, none);
+        pg_sys::PortalRun(portal, all, top_level, receiver, receiver, completion);
     }
 }
 

@@ -4,21 +4,21 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-/// The check of the one checked string setting there is. Written once, before any check can run.
-static mut CHECK: fn(&str) -> bool = |_| true;
+/// What the values of a string setting must look like.
+pub trait Check {
+    fn is_valid(text: &str) -> bool;
+}
 
-/// Declares a string setting whose values must pass `check`. There is room for one.
-pub fn define_checked_string(
+/// Declares a string setting whose values must pass a check.
+pub fn define_checked_string<C: Check>(
     name: &'static CStr,
     short: &'static CStr,
     long: &'static CStr,
     setting: &'static GucSetting<Option<CString>>,
     context: GucContext,
-    check: fn(&str) -> bool,
 ) {
-    // SAFETY: a backend is single threaded; the hook has the signature the server asks for.
+    // SAFETY: the hook has the signature the server asks for.
     unsafe {
-        CHECK = check;
         GucRegistry::define_string_guc_with_hooks(
             name,
             short,
@@ -26,7 +26,7 @@ pub fn define_checked_string(
             setting,
             context,
             GucFlags::default(),
-            Some(check_string),
+            Some(check_string::<C>),
             None,
             None,
         );
@@ -34,18 +34,20 @@ pub fn define_checked_string(
 }
 
 /// Check hooks run in places without a transaction: pure code only.
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn check_string(
+unsafe extern "C-unwind" fn check_string<C: Check>(
     value: *mut *mut c_char,
     _extra: *mut *mut c_void,
     _source: pg_sys::GucSource::Type,
 ) -> bool {
+    // What `#[pg_guard]` does, which does not take generic functions.
     // SAFETY: the server passes a pointer to a zero-terminated string, or to null for "no value".
     unsafe {
-        if value.is_null() || (*value).is_null() {
-            return true;
-        }
-        CStr::from_ptr(*value).to_str().is_ok_and(CHECK)
+        pg_sys::panic::pgrx_extern_c_guard(|| {
+            if value.is_null() || (*value).is_null() {
+                return true;
+            }
+            CStr::from_ptr(*value).to_str().is_ok_and(C::is_valid)
+        })
     }
 }
 

@@ -150,3 +150,38 @@ pub fn system_identifier() -> u64 {
     // SAFETY: reads shared state that is fixed since the server started.
     unsafe { pg_sys::GetSystemIdentifier() }
 }
+
+/// From now on this process has the rights of a role, in all of its transactions; it stays connected as it was.
+pub fn become_role(role: pg_sys::Oid) {
+    // SAFETY: between transactions of a worker: the end of each puts back what was there at its start.
+    unsafe { pg_sys::SetUserIdAndSecContext(role, 0) };
+}
+
+/// How long a statement of this session may take by its own settings.
+pub fn statement_timeout() -> Option<std::time::Duration> {
+    // SAFETY: reads a variable.
+    let milliseconds = unsafe { pg_sys::StatementTimeout };
+    u64::try_from(milliseconds)
+        .ok()
+        .filter(|milliseconds| *milliseconds > 0)
+        .map(std::time::Duration::from_millis)
+}
+
+/// Whether a role is a superuser.
+pub fn is_superuser(role: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up that returns false for what does not exist.
+    unsafe { pg_sys::superuser_arg(role) }
+}
+
+/// Whether a role has the rights of another one without asking for them.
+pub fn has_privileges_of(role: pg_sys::Oid, other: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-ups on numbers.
+    unsafe { pg_sys::has_privs_of_role(role, other) }
+}
+
+/// A role by its name.
+pub fn role_named(name: &std::ffi::CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: with missing_ok the look-up returns InvalidOid instead of raising.
+    let oid = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}

@@ -1,9 +1,11 @@
 //! The boundary to the server: the only place with raw server calls. What it offers upwards is safe to call.
 #![allow(unsafe_code)]
 
+pub mod analyze;
 pub mod catalog;
 pub mod clock;
 pub mod compat;
+pub mod disk;
 pub mod event_functions;
 pub mod extension;
 pub mod futex;
@@ -15,6 +17,7 @@ pub mod inval;
 pub mod json;
 pub mod lock;
 pub mod policy;
+pub mod procedure;
 pub mod queue;
 pub mod row_trigger;
 pub mod session;

@@ -21,6 +21,33 @@ pub fn wait(timeout: Duration) {
     check();
 }
 
+/// The same without raising. Returns whether there is something to raise.
+pub fn wait_for_interrupt(timeout: Duration) -> bool {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    let milliseconds = c_long::try_from(timeout.as_millis()).unwrap_or(c_long::MAX);
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            milliseconds,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0
+    }
+}
+
+/// Runs something that must be done although this session is to be cancelled.
+pub fn uninterrupted(body: impl FnOnce()) {
+    // SAFETY: a counter of this process; the recovery from an error sets it to nothing.
+    unsafe {
+        pg_sys::InterruptHoldoffCount += 1;
+        body();
+        pg_sys::InterruptHoldoffCount -= 1;
+    }
+}
+
 /// Raises a cancel or termination that has come, as [`wait`] does, without waiting.
 pub fn check() {
     // A cancel that hits a worker between two transactions has nothing to cancel, and must not end the worker.
@@ -70,6 +97,14 @@ pub fn terminate(pid: i32) {
     if pid > 0 {
         // SAFETY: sends a signal; a process that is gone is no error worth reporting.
         unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+}
+
+/// Cancels what a process of this server is doing.
+pub fn cancel(pid: i32) {
+    if pid > 0 {
+        // SAFETY: as above.
+        unsafe { libc::kill(pid, libc::SIGINT) };
     }
 }
 

@@ -18,6 +18,22 @@ pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<u64> {
     })
 }
 
+/// Runs a statement that writes and returns rows (RETURNING), and converts each row.
+pub fn written<T>(
+    sql: &str,
+    args: &[DatumWithOid<'_>],
+    convert: impl Fn(&SpiHeapTupleData<'_>) -> pgrx::spi::Result<T>,
+) -> Result<Vec<T>> {
+    Spi::connect_mut(|client| {
+        let table = client.update(sql, None, args)?;
+        let mut converted = Vec::with_capacity(table.len());
+        for row in table {
+            converted.push(convert(&row)?);
+        }
+        Ok(converted)
+    })
+}
+
 /// Runs a query and converts each row.
 pub fn rows<T>(
     sql: &str,

@@ -1,21 +1,51 @@
-//! Commands that must not run inside a transaction block (CONCURRENTLY, FINALIZE), run by a worker as a client would.
+//! Commands that are run as a client would run them: those that must not be inside a transaction block (CONCURRENTLY, FINALIZE,
+//! VACUUM), and those of jobs.
 
 use crate::error::{Error, Result};
 use crate::pg::{compat, xact};
 use pgrx::pg_sys;
-use std::ffi::{CString, c_long};
+use std::ffi::{CStr, CString};
+use std::time::Duration;
+
+/// Longest time for a command that waits for others, so that one session that never ends does not keep the worker from everything
+/// else.
+pub const WAIT_LIMIT: Duration = Duration::from_secs(600);
+
+/// What a statement of a command has done.
+pub struct Completion {
+    /// As in `INSERT`.
+    pub tag: String,
+    pub rows: u64,
+}
 
 /// Runs one command at top level, with the rights of `role`. The worker must be outside any transaction and hold no snapshot.
 ///
 /// `lock_timeout` does not hold: what is interrupted in the middle leaves something behind (an invalid index, a pending detach)
-/// that later has to be finished. `limited` commands are cancelled after ten minutes all the same, so that one session that
-/// never ends does not keep the worker from everything else; SIGTERM and pg_cancel_backend interrupt any.
-pub fn run_at_top_level(role: pg_sys::Oid, sql: &str, limited: bool) -> Result<()> {
+/// that later has to be finished. Where there is a limit the command is cancelled then all the same; SIGTERM and
+/// pg_cancel_backend interrupt any.
+pub fn run_at_top_level(role: pg_sys::Oid, sql: &str, limit: Option<Duration>) -> Result<()> {
+    let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE
+        | pg_sys::SECURITY_RESTRICTED_OPERATION
+        | pg_sys::SECURITY_NOFORCE_RLS;
+    run(sql, limit, Some((role, restricted as i32))).map(|_| ())
+}
+
+/// Runs what a client could send as one simple query, with the rights and settings of the process's own role. Several
+/// statements are one transaction.
+pub fn run_as_client(sql: &str, limit: Option<Duration>) -> Result<Vec<Completion>> {
+    run(sql, limit, None)
+}
+
+fn run(
+    sql: &str,
+    limit: Option<Duration>,
+    identity: Option<(pg_sys::Oid, i32)>,
+) -> Result<Vec<Completion>> {
     let text = CString::new(sql).map_err(|_| Error::Internal("command with a zero byte".into()))?;
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
     // SAFETY: the sequence of the server's own exec_simple_query. Parse and plan trees live in a context of their own, because
-    // the command commits in the middle. Identity and transaction are put back on every path.
+    // the command may commit in the middle. Identity and transaction are put back on every path.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetCurrentStatementStartTimestamp();
@@ -27,26 +57,27 @@ pub fn run_at_top_level(role: pg_sys::Oid, sql: &str, limited: bool) -> Result<(
             pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
         );
-        let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE
-            | pg_sys::SECURITY_RESTRICTED_OPERATION
-            | pg_sys::SECURITY_NOFORCE_RLS;
-        pg_sys::SetUserIdAndSecContext(role, context | restricted as i32);
+        if let Some((role, flags)) = identity {
+            pg_sys::SetUserIdAndSecContext(role, context | flags);
+        }
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr());
         let outcome = xact::catch(|| {
-            if limited {
-                xact::arm_step_timeout();
+            if let Some(limit) = limit {
+                xact::hurry(limit);
             }
             pg_sys::MemoryContextSwitchTo(memory);
-            run(&text);
+            let done = statements(&text, memory)?;
             pg_sys::MemoryContextSwitchTo(memory);
             pg_sys::CommitTransactionCommand();
-            Ok(())
+            Ok(done)
         });
         xact::disarm_step_timeout();
         if outcome.is_err() {
             pg_sys::AbortCurrentTransaction();
         }
-        pg_sys::SetUserIdAndSecContext(user, context);
+        if identity.is_some() {
+            pg_sys::SetUserIdAndSecContext(user, context);
+        }
         pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
         pg_sys::MemoryContextDelete(memory);
         pg_sys::pgstat_report_stat(true);
@@ -55,13 +86,18 @@ pub fn run_at_top_level(role: pg_sys::Oid, sql: &str, limited: bool) -> Result<(
 }
 
 /// # Safety
-/// Inside a transaction that the command may end and begin anew; the current memory context outlives it.
-unsafe fn run(text: &CString) {
-    // SAFETY: by contract; every tree stays in the caller's context.
+/// Inside a transaction that the command may end and begin anew; `memory` outlives it.
+unsafe fn statements(text: &CStr, memory: pg_sys::MemoryContext) -> Result<Vec<Completion>> {
+    let mut done = Vec::new();
+    // SAFETY: by contract; every tree stays in `memory`.
     unsafe {
         let parsed =
             pgrx::PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
+        let alone = parsed.len() == 1;
         for raw in parsed.iter_ptr() {
+            if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TransactionStmt {
+                return Err(Error::TransactionControl);
+            }
             let tag = pg_sys::CreateCommandTag((*raw).stmt);
             let snapshot = pg_sys::analyze_requires_snapshot(raw);
             if snapshot {
@@ -84,8 +120,42 @@ unsafe fn run(text: &CString) {
             );
             pg_sys::PortalStart(portal, std::ptr::null_mut(), 0, std::ptr::null_mut());
             let receiver = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestNone);
-            compat::run_portal(portal, c_long::MAX, receiver);
+            let mut completion = pg_sys::QueryCompletion {
+                commandTag: tag,
+                nprocessed: 0,
+            };
+            compat::run_portal(portal, alone, receiver, &mut completion);
             pg_sys::PortalDrop(portal, false);
+            // A command that committed has left this context.
+            pg_sys::MemoryContextSwitchTo(memory);
+            pg_sys::CommandCounterIncrement();
+            done.push(Completion {
+                tag: CStr::from_ptr(pg_sys::GetCommandTagName(completion.commandTag))
+                    .to_string_lossy()
+                    .into_owned(),
+                rows: completion.nprocessed,
+            });
         }
     }
+    Ok(done)
+}
+
+/// Raises what the server's parser has to say about a command; nothing else is looked at.
+pub fn check_syntax(sql: &str) -> Result<()> {
+    let text =
+        CString::new(sql).map_err(|_| Error::invalid("a command must not contain zero bytes"))?;
+    // SAFETY: parses into the current memory context.
+    unsafe {
+        let parsed =
+            pgrx::PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
+        for raw in parsed.iter_ptr() {
+            if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TransactionStmt {
+                return Err(Error::TransactionControl);
+            }
+        }
+        if parsed.is_empty() {
+            return Err(Error::invalid("the command is empty"));
+        }
+    }
+    Ok(())
 }

@@ -63,25 +63,33 @@ pub fn register_launcher(function: &str) {
     unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
 }
 
-/// Starts the worker of a database. `None`: no slot is free.
-pub fn start_database_worker(function: &str, slot: usize) -> Option<Handle> {
-    let mut worker = describe("audit_db worker", "audit_db worker", function);
-    worker.bgw_main_arg = pg_sys::Datum::from(slot);
-    start(&mut worker).map(Handle)
+/// The workers that have a slot in shared memory, which is their argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Database,
+    Slow,
+    Ingest,
+    Job,
 }
 
-/// Starts the slow worker of a database. `None`: no slot is free.
-pub fn start_slow_worker(function: &str, slot: usize) -> Option<Handle> {
-    let mut worker = describe("audit_db slow worker", "audit_db slow worker", function);
-    worker.bgw_main_arg = pg_sys::Datum::from(slot);
-    start(&mut worker).map(Handle)
-}
+impl Role {
+    /// Its name in pg_stat_activity, and its entry point.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Database => ("audit_db worker", "audit_db_worker_main"),
+            Self::Slow => ("audit_db slow worker", "audit_db_slow_worker_main"),
+            Self::Ingest => ("audit_db ingest worker", "audit_db_ingest_worker_main"),
+            Self::Job => ("audit_db job", "audit_db_job_main"),
+        }
+    }
 
-/// Starts the ingest worker of a database. `None`: no slot is free.
-pub fn start_ingest_worker(function: &str, slot: usize) -> Option<Handle> {
-    let mut worker = describe("audit_db ingest worker", "audit_db ingest worker", function);
-    worker.bgw_main_arg = pg_sys::Datum::from(slot);
-    start(&mut worker).map(Handle)
+    /// Starts such a worker. `None`: the server has no slot free.
+    pub fn start(self, slot: usize) -> Option<Handle> {
+        let (name, function) = self.names();
+        let mut worker = describe(name, name, function);
+        worker.bgw_main_arg = pg_sys::Datum::from(slot);
+        start(&mut worker).map(Handle)
+    }
 }
 
 /// Starts a worker for one piece of work of a session.
@@ -252,10 +260,20 @@ pub fn reload_requested() -> bool {
     RELOAD.swap(false, Ordering::Relaxed)
 }
 
+/// Connects to a database as a role, with its rights and settings. A role that may not connect ends the process.
+pub fn connect_as(database: pg_sys::Oid, role: pg_sys::Oid) {
+    // SAFETY: called once, from a worker's entry point, with signals unblocked.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, 0) };
+}
+
 /// Connects to a database with all rights.
 pub fn connect_to_database(database: pg_sys::Oid) {
-    // SAFETY: called once, from a worker's entry point, with signals unblocked.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0) };
+    connect_as(database, pg_sys::InvalidOid);
+    fix_settings();
+}
+
+/// Settings that hold for a worker's own code.
+pub fn fix_settings() {
     // Whoever may set defaults for the database must not be able to bend what runs with all rights.
     for (name, value) in [
         (c"search_path", "pg_catalog, pg_temp"),

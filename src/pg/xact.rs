@@ -59,9 +59,13 @@ pub fn in_transaction_of<T>(kind: Kind, body: impl FnOnce() -> Result<T>) -> Res
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
-        if kind == Kind::Snapshot {
-            pg_sys::XactIsoLevel = pg_sys::XACT_REPEATABLE_READ as c_int;
-        }
+        // Whatever the role that a job belongs to has set as its default.
+        pg_sys::XactReadOnly = false;
+        pg_sys::XactIsoLevel = if kind == Kind::Snapshot {
+            pg_sys::XACT_REPEATABLE_READ
+        } else {
+            pg_sys::XACT_READ_COMMITTED
+        } as c_int;
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
     let outcome = catch(|| {
@@ -145,7 +149,7 @@ pub fn has_committed(transaction: pg_sys::TransactionId) -> bool {
 }
 
 /// No step takes minutes; an owner's function that never returns must not keep the worker from everybody else's tables.
-const STEP_TIMEOUT_MS: c_int = 600_000;
+pub const STEP_LIMIT: Duration = Duration::from_secs(600);
 /// `STATEMENT_TIMEOUT` of the server's enum; the same number in 14 to 18.
 const STATEMENT_TIMEOUT: c_int = 3;
 
@@ -155,9 +159,8 @@ unsafe extern "C-unwind" {
     fn disable_timeout(id: c_int, keep_indicator: bool);
 }
 
-pub(super) fn arm_step_timeout() {
-    // SAFETY: the server registers this timeout in every process with a database; it cancels like a user would.
-    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, STEP_TIMEOUT_MS) };
+fn arm_step_timeout() {
+    hurry(STEP_LIMIT);
 }
 
 /// From here on the step is cancelled after this time: others wait for it.
@@ -165,7 +168,8 @@ pub fn hurry(time: Duration) {
     let milliseconds = c_int::try_from(time.as_millis())
         .unwrap_or(c_int::MAX)
         .max(1);
-    // SAFETY: as above; arming again replaces the time.
+    // SAFETY: the server registers this timeout in every process with a database; it cancels like a user would. Arming again
+    // replaces the time.
     unsafe { enable_timeout_after(STATEMENT_TIMEOUT, milliseconds) };
 }
 

@@ -1,8 +1,9 @@
-//! What audit_db keeps in shared memory. Three locks, `workers`, `exchanges` and
+//! What audit_db keeps in shared memory. Four locks, `workers`, `jobs`, `exchanges` and
 //! `queue`, never held together; nothing that can raise, wait or call SQL happens under them.
 #![allow(unsafe_code)]
 
 pub mod exchanges;
+pub mod jobs;
 pub mod queue;
 pub mod workers;
 
@@ -20,5 +21,6 @@ pub fn request() {
     PRELOADED.store(true, Ordering::Relaxed);
     workers::request();
     exchanges::request();
+    jobs::request();
     queue::request();
 }

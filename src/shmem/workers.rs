@@ -87,6 +87,8 @@ pub struct Slot {
     pub slow_pid: i32,
     /// There is work for such a process.
     pub slow_wanted: bool,
+    /// It is about to be started.
+    pub slow_starting: bool,
     /// It has come to its end by itself.
     pub slow_finished: bool,
     /// The session that keeps it away, for DROP EXTENSION.
@@ -97,6 +99,8 @@ pub struct Slot {
     pub ripe_for_finish: Ripe,
     /// Somebody asks for a cycle now.
     pub cycle_wanted: bool,
+    /// Jobs have changed, or a run has ended.
+    pub jobs_changed: bool,
     /// The worker was asked to leave its database: its end is no failure.
     pub told_to_leave: bool,
     /// The worker has found nothing to do and ends by itself: no failure either.
@@ -121,11 +125,13 @@ impl Slot {
         cycle_micros: None,
         slow_pid: 0,
         slow_wanted: false,
+        slow_starting: false,
         slow_finished: false,
         slow_held_by: 0,
         ripe_for_repair: Ripe([pg_sys::InvalidOid; RIPE]),
         ripe_for_finish: Ripe([pg_sys::InvalidOid; RIPE]),
         cycle_wanted: false,
+        jobs_changed: false,
         told_to_leave: false,
         finished: false,
         clock_jump: None,
@@ -253,6 +259,22 @@ pub fn wake(database: pg_sys::Oid, cycle: bool) {
             .find(|slot| slot.state != State::Free && slot.database == database)
             .map_or(0, |slot| {
                 slot.cycle_wanted |= cycle;
+                slot.pid
+            })
+    };
+    signal::wake(pid);
+}
+
+/// Has the worker of a database look at its jobs.
+pub fn want_jobs(database: pg_sys::Oid) {
+    let pid = {
+        let mut workers = WORKERS.exclusive();
+        workers
+            .slots
+            .iter_mut()
+            .find(|slot| slot.state != State::Free && slot.database == database)
+            .map_or(0, |slot| {
+                slot.jobs_changed = true;
                 slot.pid
             })
     };
@@ -407,6 +429,16 @@ pub fn want_slow(database: pg_sys::Oid) {
     signal::wake(pid);
 }
 
+/// Whether there is work for the slow worker of a database, or it is at it.
+pub fn is_slow_at_work(database: pg_sys::Oid) -> bool {
+    WORKERS
+        .share()
+        .slots
+        .iter()
+        .find(|slot| slot.state != State::Free && slot.database == database)
+        .is_some_and(|slot| slot.slow_wanted || slot.slow_pid != 0 || slot.slow_starting)
+}
+
 /// Whether a slow worker is to be started now; asks once.
 pub fn take_slow_wanted(index: usize) -> bool {
     update(index, |slot| {
@@ -414,6 +446,7 @@ pub fn take_slow_wanted(index: usize) -> bool {
         let start = free && std::mem::take(&mut slot.slow_wanted);
         if start {
             slot.slow_finished = false;
+            slot.slow_starting = true;
         }
         start
     })
@@ -431,6 +464,7 @@ pub fn claim_slow(index: usize, pid: i32) -> Option<pg_sys::Oid> {
         return None;
     }
     slot.slow_pid = pid;
+    slot.slow_starting = false;
     Some(slot.database)
 }
 

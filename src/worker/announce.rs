@@ -5,7 +5,7 @@ use crate::ingest;
 use crate::pg::hooks::{self, Listeners};
 use crate::pg::{catalog, identity, signal};
 use crate::settings;
-use crate::shmem::{self, queue, workers};
+use crate::shmem::{self, jobs, queue, workers};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ const EXTENSION_CREATED: u8 = 1;
 const EXTENSION_DROPPED: u8 = 2;
 const DATABASES_CHANGED: u8 = 4;
 const CYCLE_WANTED: u8 = 8;
+const JOBS_CHANGED: u8 = 16;
 
 /// Whether this session keeps a worker out of its database.
 static HOLDING: AtomicBool = AtomicBool::new(false);
@@ -38,6 +39,13 @@ pub fn install() {
 pub fn want_cycle_at_commit() {
     if shmem::is_preloaded() {
         AT_COMMIT.fetch_or(CYCLE_WANTED, Ordering::Relaxed);
+    }
+}
+
+/// Has the worker look at the jobs of this database once the transaction has committed.
+pub fn jobs_change_at_commit() {
+    if shmem::is_preloaded() {
+        AT_COMMIT.fetch_or(JOBS_CHANGED, Ordering::Relaxed);
     }
 }
 
@@ -72,10 +80,15 @@ fn keep_worker_away(name: &CStr) {
     for pid in workers::hold(database, signal::my_pid()) {
         signal::terminate(pid);
     }
+    for job in jobs::running_in(database) {
+        signal::terminate(job.pid);
+    }
     // What came since is stored first.
     signal::terminate(queue::worker_in(database));
     wait_until_left(LEAVE_TIMEOUT + settings::shutdown_drain_timeout(), || {
-        workers::pids_in(database) == [0; 2] && queue::worker_in(database) == 0
+        workers::pids_in(database) == [0; 2]
+            && queue::worker_in(database) == 0
+            && jobs::running_in(database).iter().all(|job| job.pid == 0)
     });
 }
 
@@ -114,6 +127,9 @@ fn transaction_end(committed: bool) {
     }
     if news & (EXTENSION_DROPPED | CYCLE_WANTED) != 0 {
         workers::wake(database, news & CYCLE_WANTED != 0);
+    }
+    if news & JOBS_CHANGED != 0 {
+        workers::want_jobs(database);
     }
     if news & DATABASES_CHANGED != 0 {
         workers::request_scan();

@@ -1,5 +1,6 @@
 //! The worker of one database: every `audit_db.maintenance_interval` it makes partitions ahead, empties default partitions
-//! and applies retention, one table after the other; a failure in one is recorded and the others go on.
+//! and applies retention, one table after the other; a failure in one is recorded and the others go on. In between, and between
+//! two tables, it starts the other processes of its database: ingest worker, slow worker, jobs.
 
 use crate::error::{Error, Result};
 use crate::partition::maintain::{self, Memory};
@@ -9,6 +10,7 @@ use crate::pg::{catalog, clock, guc, identity, signal, worker, xact};
 use crate::settings;
 use crate::shmem::queue;
 use crate::shmem::workers::{self, Ripe, State};
+use crate::worker::jobs::Scheduler;
 use crate::worker::state;
 use audit_db_core::backoff::Backoff;
 use pgrx::pg_sys;
@@ -39,12 +41,16 @@ fn run(index: usize) {
     let mut first = true;
     let mut memory = Memory::new();
     let mut slow = Child::default();
-    let mut ingest = Child::default();
+    let mut helpers = Helpers {
+        ingest: Child::default(),
+        jobs: Scheduler::new(index),
+    };
     // Every turn looks at everything there is to see before it waits: what came during a cycle is not missed.
     loop {
         if worker::reload_requested() {
             guc::reload_configuration();
             due = due.min(Instant::now() + settings::maintenance_interval());
+            helpers.jobs.hurry();
         }
         if !extension_is_here(index) {
             // Who created the extension meanwhile has asked for a cycle: look again.
@@ -65,12 +71,12 @@ fn run(index: usize) {
             note(index, xact::in_transaction(|| state::remember_clock(index)));
             first = false;
         }
-        // Events wait for no cycle.
-        let ingest_due = tend_ingest(&mut ingest, index);
+        // Events and jobs wait for no cycle.
+        let helpers_due = helpers.tend(index);
         if Instant::now() >= due
             || workers::update(index, |slot| std::mem::take(&mut slot.cycle_wanted))
         {
-            let more = cycle(index, &mut memory, &mut ingest);
+            let more = cycle(index, &mut memory, &mut helpers);
             due = Instant::now();
             if !more {
                 due += settings::maintenance_interval();
@@ -80,14 +86,26 @@ fn run(index: usize) {
         let slow_due = tend_slow(&mut slow, index);
         workers::update(index, |slot| slot.state = State::Idle);
         xact::report_activity(None);
-        let next = [slow_due, ingest_due]
-            .into_iter()
-            .flatten()
-            .fold(due, Instant::min);
+        let next = slow_due.map_or(due, |slow| slow.min(due)).min(helpers_due);
         signal::wait(
             next.saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1)),
         );
+    }
+}
+
+/// What goes on beside the cycles.
+struct Helpers {
+    ingest: Child,
+    jobs: Scheduler,
+}
+
+impl Helpers {
+    /// Starts what is due. Returns when the next look is.
+    fn tend(&mut self, index: usize) -> Instant {
+        let ingest = tend_ingest(&mut self.ingest, index);
+        let jobs = self.jobs.tend();
+        ingest.map_or(jobs, |ingest| ingest.min(jobs))
     }
 }
 
@@ -152,10 +170,7 @@ fn tend_slow(slow: &mut Child, index: usize) -> Option<Instant> {
         workers::update(index, |slot| slot.slow_wanted = true);
     }
     if slow.handle.is_none() && workers::take_slow_wanted(index) {
-        slow.start(
-            index,
-            worker::start_slow_worker("audit_db_slow_worker_main", index),
-        );
+        slow.start(index, worker::Role::Slow.start(index));
     }
     slow.again
 }
@@ -172,10 +187,7 @@ fn tend_ingest(ingest: &mut Child, index: usize) -> Option<Instant> {
     if ingest.handle.is_none() && queue::needs_worker(database) && workers::get(index).held_by == 0
     {
         ingest.done = queue::done(database);
-        ingest.start(
-            index,
-            worker::start_ingest_worker("audit_db_ingest_worker_main", index),
-        );
+        ingest.start(index, worker::Role::Ingest.start(index));
     }
     ingest.again
 }
@@ -191,7 +203,7 @@ fn extension_is_here(index: usize) -> bool {
 }
 
 /// One round over all managed tables. `true`: there is more to do at once.
-fn cycle(index: usize, memory: &mut Memory, ingest: &mut Child) -> bool {
+fn cycle(index: usize, memory: &mut Memory, helpers: &mut Helpers) -> bool {
     let begun = Instant::now();
     xact::report_activity(Some("maintenance cycle"));
     let clock_moved = workers::begin_cycle(index, clock::reading());
@@ -201,8 +213,8 @@ fn cycle(index: usize, memory: &mut Memory, ingest: &mut Child) -> bool {
     match xact::in_transaction(managed::oids_without_dropped) {
         Ok(tables) => {
             for table in &tables {
-                tend_ingest(ingest, index);
-                let turn = maintain::table(*table, clock_moved, memory);
+                helpers.tend(index);
+                let turn = maintain::table(*table, clock_moved, memory, &mut |_| {});
                 last_error = turn.error.or(last_error);
                 more |= turn.more;
                 slow |= turn.slow;

@@ -227,7 +227,7 @@ impl Launcher {
     }
 
     fn start(&mut self, index: usize) -> bool {
-        match worker::start_database_worker("audit_db_worker_main", index) {
+        match worker::Role::Database.start(index) {
             Some(handle) => {
                 self.handles[index] = Some(handle);
                 self.short_of_slots = false;

@@ -43,6 +43,19 @@ impl RetentionAction {
         }
     }
 
+    /// What was done as one would say it beforehand: `dropped` becomes `drop`. Other words stay.
+    pub fn as_intended(done: &str) -> String {
+        for action in [Self::Drop, Self::Detach, Self::Archive(String::new())] {
+            if done == action.done() {
+                return action.verb().to_owned();
+            }
+        }
+        match done.strip_prefix("skipped: ") {
+            Some(reason) => format!("skip: {reason}"),
+            None => done.to_owned(),
+        }
+    }
+
     /// The word for what was done.
     pub const fn done(&self) -> &'static str {
         match self {

@@ -1,0 +1,281 @@
+//! One run of a job, in a process of its own that is connected as the job's owner. What the user wrote runs with his rights; what
+//! audit_db does itself runs step by step with the rights of each table's owner.
+
+use crate::error::{Error, Failure, Result};
+use crate::jobs::runs::{self, Run, Status};
+use crate::jobs::schedule;
+use crate::jobs::task::{Kind, Task};
+use crate::maintenance::plan::{self, Options};
+use crate::maintenance::{self, Limits, Step, analyze, milliseconds, reindex, vacuum};
+use crate::partition::maintain::{self, Memory};
+use crate::partition::{managed, steps};
+use crate::pg::clock::NamedZone;
+use crate::pg::{catalog, clock, guc, identity, signal, utility, worker, xact};
+use crate::settings;
+use crate::shmem::jobs::Running;
+use crate::shmem::{jobs, workers};
+use pgrx::pg_sys::{self, Oid};
+use std::time::{Duration, Instant};
+
+/// Steps are written down this often while a run goes on.
+const FLUSH: Duration = Duration::from_secs(1);
+/// How often to look whether the slow worker has done its work.
+const POLL: Duration = Duration::from_millis(50);
+/// The slow worker waits no longer for others.
+const SLOW_LIMIT: Duration = Duration::from_secs(4_000);
+
+/// Entry point; the argument is the run's slot.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn audit_db_job_main(argument: pg_sys::Datum) {
+    let index = argument.value();
+    worker::install_signal_handlers();
+    worker::at_exit(job_exit, index);
+    let Some(slot) = jobs::attach(index, signal::my_pid()) else {
+        return;
+    };
+    worker::connect_as(slot.database, slot.owner);
+    if let Err(error) = run(&slot) {
+        error.warn();
+    }
+    workers::want_jobs(slot.database);
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn job_exit(_code: i32, index: pg_sys::Datum) {
+    jobs::leave(index.value(), signal::my_pid());
+}
+
+fn run(slot: &Running) -> Result<()> {
+    const RECORD: &str = "audit_db.job_runs";
+    let claimed = steps::in_transactions_with_retries(RECORD, |_scope| {
+        if !catalog::extension_exists() {
+            return Ok(None);
+        }
+        runs::claim(slot.run, signal::my_pid())
+    })?;
+    let Some(run) = claimed else {
+        return Ok(());
+    };
+    let mut record = Record::new(run.id);
+    let begun = Instant::now();
+    let outcome = execute(&run, slot.owner, &mut record);
+    let (status, failure) = match outcome {
+        Ok(()) => match record.failure.take() {
+            None => (Status::Succeeded, None),
+            Some(failure) => (Status::Failed, Some(failure)),
+        },
+        Err(error) => {
+            let cancelled = error.is_cancel_of_statement()
+                && !matches!(error, Error::Job(_))
+                && record.limit.is_none_or(|limit| begun.elapsed() < limit);
+            let status = if cancelled {
+                Status::Cancelled
+            } else {
+                Status::Failed
+            };
+            (status, Some(error.failure()))
+        }
+    };
+    steps::in_transactions_with_retries(RECORD, |_scope| {
+        if !catalog::extension_exists() {
+            return Ok(());
+        }
+        record.flush()?;
+        runs::finish(run.id, status, failure.as_ref())
+    })
+}
+
+/// What a run has done.
+struct Record {
+    run: i64,
+    steps: Vec<Step>,
+    flushed: Instant,
+    /// The first one.
+    failure: Option<Failure>,
+    /// How long it may take.
+    limit: Option<Duration>,
+}
+
+impl Record {
+    fn new(run: i64) -> Self {
+        Self {
+            run,
+            steps: Vec::new(),
+            flushed: Instant::now(),
+            failure: None,
+            limit: None,
+        }
+    }
+
+    fn add(&mut self, step: Step) -> bool {
+        if self.failure.is_none() {
+            self.failure.clone_from(&step.failure);
+        }
+        self.steps.push(step);
+        if self.flushed.elapsed() >= FLUSH
+            && let Err(error) = xact::in_transaction(|| self.flush())
+        {
+            error.warn();
+        }
+        true
+    }
+
+    /// Inside a transaction.
+    fn flush(&mut self) -> Result<()> {
+        self.flushed = Instant::now();
+        if self.steps.is_empty() {
+            return Ok(());
+        }
+        let json = serde_json::to_string(&self.steps)
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        runs::add_steps(self.run, &json)?;
+        self.steps.clear();
+        Ok(())
+    }
+}
+
+fn execute(run: &Run, owner: Oid, record: &mut Record) -> Result<()> {
+    let task = xact::in_transaction(|| Task::new(&run.task, &run.args))?;
+    if task.kind == Kind::Sql {
+        let command = task.arguments.command.unwrap_or_default();
+        let limit = match (task.timeout, identity::statement_timeout()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        record.limit = limit;
+        let begun = Instant::now();
+        let done = utility::run_as_client(&command, limit)?;
+        for completion in done {
+            let rows = format!("{} rows", completion.rows);
+            let step = Step::new("sql", "", &completion.tag).with_detail(rows);
+            record.add(Step {
+                duration_ms: milliseconds(begun.elapsed()),
+                ..step
+            });
+        }
+        return Ok(());
+    }
+    let zone = NamedZone::named(&run.time_zone)?;
+    worker::fix_settings();
+    // Commands at top level wait for others as long as they may; steps set their own timeout.
+    guc::fix_for_worker(c"lock_timeout", "0");
+    identity::become_role(xact::in_transaction(managed::extension_owner)?);
+    let mut limits = Limits::from_settings(zone);
+    limits.deadline = task.timeout.map(|timeout| Instant::now() + timeout);
+    limits.min_bloat = task.arguments.min_bloat.unwrap_or(limits.min_bloat);
+    limits.max_size = task.arguments.max_size.or(limits.max_size);
+    if let Some(window) = task.window {
+        limits.window = Some((window, zone));
+    }
+    builtin(&task, owner, &limits, record)
+}
+
+fn builtin(task: &Task, owner: Oid, limits: &Limits, record: &mut Record) -> Result<()> {
+    if task.kind == Kind::Optimize && !settings::auto_optimization() {
+        let off = "skip: audit_db.auto_optimization is off";
+        record.add(Step::new("optimize", "", off));
+        return Ok(());
+    }
+    let tables =
+        xact::in_transaction(|| maintenance::tables(task.arguments.table.as_deref(), owner))?;
+    match task.kind {
+        Kind::MaintainPartitions => {
+            let options = Options {
+                analyze_tables: task.arguments.analyze_tables,
+                update_statistics: task.arguments.update_statistics,
+                reindex_if_needed: task.arguments.reindex_if_needed,
+            };
+            partitions(&tables, record)?;
+            statistics(&tables, options, limits, record)?;
+            if options.reindex_if_needed {
+                indexes(&tables, limits, record)?;
+            }
+            Ok(())
+        }
+        Kind::Analyze => statistics(&tables, ALL, limits, record),
+        Kind::Reindex => indexes(&tables, limits, record),
+        Kind::Vacuum => {
+            let mut due = Vec::new();
+            for table in tables {
+                due.extend(xact::in_transaction(|| vacuum::due(table))?);
+            }
+            let freeze = task.arguments.freeze;
+            plan::vacuum_all(&due, freeze, limits, &mut |step| record.add(step)).map(|_| ())
+        }
+        Kind::Optimize => {
+            statistics(&tables, ALL, limits, record)?;
+            indexes(&tables, limits, record)
+        }
+        Kind::Sql => Err(Error::Internal("a command is no task of ours".into())),
+    }
+}
+
+const ALL: Options = Options {
+    analyze_tables: true,
+    update_statistics: true,
+    reindex_if_needed: true,
+};
+
+/// Makes, empties and retires partitions, and waits for what the slow worker does.
+fn partitions(tables: &[Oid], record: &mut Record) -> Result<()> {
+    let database = identity::my_database();
+    let mut memory = Memory::new();
+    let mut slow = false;
+    for table in tables {
+        // More than one turn where many months are missing.
+        loop {
+            let clock_moved = workers::clock_jump(database, clock::reading());
+            let turn = maintain::table(*table, clock_moved, &mut memory, &mut |report| {
+                record.add(report.into());
+            });
+            slow |= turn.slow;
+            signal::check();
+            if !turn.more {
+                break;
+            }
+        }
+    }
+    if !slow {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    xact::report_activity(Some("waiting for the slow worker"));
+    workers::want_slow(database);
+    while workers::is_slow_at_work(database) && begun.elapsed() < SLOW_LIMIT {
+        signal::wait(POLL);
+    }
+    record.add(Step {
+        duration_ms: milliseconds(begun.elapsed()),
+        ..Step::new("slow worker", "", "waited for")
+    });
+    Ok(())
+}
+
+fn statistics(
+    tables: &[Oid],
+    options: Options,
+    limits: &Limits,
+    record: &mut Record,
+) -> Result<()> {
+    for table in tables {
+        let due = xact::in_transaction(|| analyze::due(*table, &analyze::Ahead::default()))?;
+        let emit = &mut |step| record.add(step);
+        if options.analyze_tables {
+            plan::analyze_leaves(&due.leaves, limits, emit)?;
+        }
+        if options.update_statistics {
+            plan::analyze_parents(&due.parents, limits, emit)?;
+        }
+    }
+    Ok(())
+}
+
+fn indexes(tables: &[Oid], limits: &Limits, record: &mut Record) -> Result<()> {
+    let mut due = Vec::new();
+    for table in tables {
+        due.extend(xact::in_transaction(|| reindex::due(*table, limits))?);
+    }
+    reindex::order(&mut due);
+    plan::rebuild(&due, limits, schedule::now, &mut |step| record.add(step)).map(|_| ())
+}
