@@ -222,14 +222,19 @@ impl Cluster {
         self.pg_ctl(&["promote"]);
     }
 
-    /// Changes settings of a running server; each value as SHOW prints it. Other processes read them a moment later.
-    pub fn reload(&self, settings: &[(&str, &str)]) {
+    /// Writes settings that hold when the server starts or reads its configuration again.
+    pub fn write_settings(&self, settings: &[(&str, &str)]) {
         let file = self.data().join("e2e.conf");
         let mut text = fs::read_to_string(&file).expect("e2e.conf");
         for (name, value) in settings {
             let _ = writeln!(text, "{name} = '{value}'");
         }
         fs::write(&file, text).expect("e2e.conf");
+    }
+
+    /// Changes settings of a running server; each value as SHOW prints it. Other processes read them a moment later.
+    pub fn reload(&self, settings: &[(&str, &str)]) {
+        self.write_settings(settings);
         let mut client = self.connect("postgres");
         client.run("SELECT pg_reload_conf()");
         for (name, value) in settings {
@@ -276,6 +281,42 @@ impl Cluster {
             Ok(client) => client,
             Err(error) => panic!("{user} at {database}: {error:?}\n{}", self.log_tail()),
         }
+    }
+
+    /// A session of the superuser in a server that is on its way up again.
+    #[track_caller]
+    pub fn wait_for_connection(&self, database: &str) -> Client {
+        let mut client = None;
+        crate::wait_until("the server takes connections", crate::SOON, || {
+            client = self.try_connect(database, "postgres").ok();
+            client.is_some()
+        });
+        client.expect("a session")
+    }
+
+    /// Dumps a database as a script; returns its file.
+    pub fn dump(&self, database: &str) -> PathBuf {
+        let script = self.folder.join(format!("{database}.sql"));
+        tools::run(
+            tools::command("pg_dump")
+                .args(["-U", "postgres", "-d", database, "-h"])
+                .arg(self.socket())
+                .arg("-f")
+                .arg(&script),
+        );
+        script
+    }
+
+    /// Runs a script in a database; each statement must succeed.
+    pub fn restore(&self, database: &str, script: &Path) {
+        tools::run(
+            tools::command("psql")
+                .args(["-U", "postgres", "-X", "-q", "-v", "ON_ERROR_STOP=1"])
+                .args(["-d", database, "-h"])
+                .arg(self.socket())
+                .arg("-f")
+                .arg(script),
+        );
     }
 
     pub fn try_connect(&self, database: &str, user: &str) -> Result<Client, postgres::Error> {

@@ -505,34 +505,15 @@ fn an_exchange_that_is_cancelled_or_ended_leaves_nothing() {
 /// A dump that is made in the middle holds the table, and nothing of the exchange.
 #[test]
 fn a_dump_in_the_middle_is_whole() {
-    use audit_db_e2e::tools::{command, run};
     let mut client = CLUSTER.database("x_dumped");
     table(&mut client);
     let _holder = hold("x_dumped");
     start(&mut client, "log");
     wait_until_it_waits(&mut client);
     let before = contents(&mut client, "log");
-    let script = CLUSTER.folder().join("middle.sql");
-    let connection = |program: &str| {
-        let mut command = command(program);
-        command.args(["-U", "postgres", "-h"]).arg(CLUSTER.socket());
-        command
-    };
-    run(connection("pg_dump")
-        .args(["-d", "x_dumped", "-f"])
-        .arg(&script));
+    let script = CLUSTER.dump("x_dumped");
     let mut copy = CLUSTER.empty_database("x_restored");
-    run(connection("psql")
-        .args([
-            "-X",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            "x_restored",
-            "-f",
-        ])
-        .arg(&script));
+    CLUSTER.restore("x_restored", &script);
     assert_eq!(contents(&mut copy, "log"), before);
     // The trigger came along; it does nothing, and goes with the copy's own exchange.
     copy.run("INSERT INTO log VALUES ('2024-02-02 00:00+00')");

@@ -5,8 +5,24 @@ use std::path::{Path, PathBuf};
 
 /// Rooms and the rooms they may use. `error`, `settings` and the core crate are open to all.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("api", &["partition", "ingest", "worker", "shmem", "pg"]),
-    ("worker", &["partition", "ingest", "shmem", "pg"]),
+    (
+        "api",
+        &[
+            "partition",
+            "ingest",
+            "jobs",
+            "maintenance",
+            "worker",
+            "shmem",
+            "pg",
+        ],
+    ),
+    (
+        "worker",
+        &["partition", "ingest", "jobs", "maintenance", "shmem", "pg"],
+    ),
+    ("jobs", &["partition", "pg"]),
+    ("maintenance", &["partition", "pg"]),
     ("ingest", &["partition", "shmem", "pg"]),
     ("partition", &["shmem", "pg"]),
     ("shmem", &["pg"]),
