@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::partition::steps;
-use crate::pg::{analyze, identity, spi};
+use crate::pg::{analyze, catalog, identity, spi};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
@@ -123,10 +123,12 @@ impl Leaf {
     }
 }
 
-/// Tables with rows of their own: the partitions of a table, or the table itself.
-pub(super) const LEAVES: &str = "
- SELECT t.relid AS oid FROM pg_catalog.pg_partition_tree($1) t WHERE t.isleaf
- UNION SELECT $1";
+/// A table and its partitions, as the catalog has them. `pg_partition_tree` would lock each of them.
+pub(super) const TREE: &str = "
+ WITH RECURSIVE tree AS (
+    SELECT $1 AS oid, 0 AS level
+    UNION ALL SELECT h.inhrelid, t.level + 1 FROM tree t JOIN pg_catalog.pg_inherits h ON h.inhparent = t.oid)
+ SELECT oid, level FROM tree";
 
 fn leaves(root: Oid) -> Result<Vec<Leaf>> {
     spi::rows(
@@ -137,11 +139,10 @@ fn leaves(root: Oid) -> Result<Vec<Leaf>> {
                     pg_catalog.current_setting('autovacuum_analyze_threshold')::pg_catalog.float8
                       + pg_catalog.current_setting('autovacuum_analyze_scale_factor')::pg_catalog.float8
                         * GREATEST(c.reltuples, 0),
-                    (pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8)::pg_catalog.float8,
                     c.relpages::pg_catalog.float8,
                     c.reltuples = 0 OR EXISTS (SELECT FROM pg_catalog.pg_statistic p WHERE p.starelid = c.oid AND NOT p.stainherit),
                     GREATEST(s.last_analyze, s.last_autoanalyze)
-               FROM ({LEAVES}) l
+               FROM ({TREE}) l
                JOIN pg_catalog.pg_class c ON c.oid = l.oid AND c.relkind IN ('r', 'm')
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                LEFT JOIN pg_catalog.pg_stat_all_tables s ON s.relid = c.oid
@@ -149,9 +150,14 @@ fn leaves(root: Oid) -> Result<Vec<Leaf>> {
         ),
         &[root.into()],
         |row| {
+            let oid = row.get(1)?.unwrap_or(Oid::INVALID);
+            let known_pages = row.get(7)?.unwrap_or(0.0);
             Ok(Leaf {
+                // One that somebody holds is as large as the planner knows, but not empty.
+                pages: catalog::pages_without_waiting(oid)
+                    .map_or(f64::max(known_pages, 1.0), f64::from),
                 target: Target {
-                    oid: row.get(1)?.unwrap_or(Oid::INVALID),
+                    oid,
                     name: row.get(2)?.unwrap_or_default(),
                     owner: row.get(3)?.unwrap_or(Oid::INVALID),
                     reason: String::new(),
@@ -159,10 +165,9 @@ fn leaves(root: Oid) -> Result<Vec<Leaf>> {
                 is_default: row.get(4)?.unwrap_or(false),
                 changed: row.get(5)?.unwrap_or(0.0),
                 threshold: row.get(6)?.unwrap_or(0.0),
-                pages: row.get(7)?.unwrap_or(0.0),
-                known_pages: row.get(8)?.unwrap_or(0.0),
-                analyzed: row.get(9)?.unwrap_or(false),
-                last: row.get::<TimestampWithTimeZone>(10)?.map(i64::from),
+                known_pages,
+                analyzed: row.get(8)?.unwrap_or(false),
+                last: row.get::<TimestampWithTimeZone>(9)?.map(i64::from),
             })
         },
     )
@@ -170,14 +175,16 @@ fn leaves(root: Oid) -> Result<Vec<Leaf>> {
 
 fn parents(root: Oid) -> Result<Vec<Parent>> {
     spi::rows(
-        "SELECT c.oid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), c.relowner,
-                EXISTS (SELECT FROM pg_catalog.pg_statistic p WHERE p.starelid = c.oid AND p.stainherit),
-                GREATEST(s.last_analyze, s.last_autoanalyze)
-           FROM pg_catalog.pg_partition_tree($1) t
-           JOIN pg_catalog.pg_class c ON c.oid = t.relid AND c.relkind = 'p'
-           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-           LEFT JOIN pg_catalog.pg_stat_all_tables s ON s.relid = c.oid
-          ORDER BY t.level DESC, 2",
+        &format!(
+            "SELECT c.oid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), c.relowner,
+                    EXISTS (SELECT FROM pg_catalog.pg_statistic p WHERE p.starelid = c.oid AND p.stainherit),
+                    GREATEST(s.last_analyze, s.last_autoanalyze)
+               FROM ({TREE}) t
+               JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind = 'p'
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               LEFT JOIN pg_catalog.pg_stat_all_tables s ON s.relid = c.oid
+              ORDER BY t.level DESC, 2"
+        ),
         &[root.into()],
         |row| {
             Ok(Parent {

@@ -5,7 +5,7 @@
 //! denser than it was then: an estimate that is off costs one rebuild, not one a week. Only B-trees are estimated.
 
 use super::Limits;
-use super::analyze::LEAVES;
+use super::analyze::TREE;
 use crate::error::{Error, JobError, Result};
 use crate::partition::managed::as_extension_owner;
 use crate::partition::steps;
@@ -61,7 +61,8 @@ struct Index {
     table_name: String,
     owner: Oid,
     tablespace: Oid,
-    size: i64,
+    /// Bytes; none: somebody holds it.
+    size: Option<i64>,
     page: f64,
     tuples: f64,
     valid: bool,
@@ -100,6 +101,7 @@ pub fn order(targets: &mut [Target]) {
 
 impl Index {
     fn target(&self, limits: &Limits) -> Option<Target> {
+        let size = self.size?;
         let target = |action, gain, reason| {
             Some(Target {
                 oid: self.oid,
@@ -108,7 +110,7 @@ impl Index {
                 table_name: self.table_name.clone(),
                 owner: self.owner,
                 tablespace: self.tablespace,
-                size: self.size,
+                size,
                 action,
                 reason,
                 gain,
@@ -117,17 +119,17 @@ impl Index {
         if self.leftover {
             return target(
                 Action::Drop,
-                self.size,
+                size,
                 "an interrupted REINDEX CONCURRENTLY has left it".to_owned(),
             );
         }
-        if limits.max_size.is_some_and(|limit| self.size > limit) {
+        if limits.max_size.is_some_and(|limit| size > limit) {
             return None;
         }
         if !self.valid {
             return target(Action::Rebuild, i64::MAX, "it is not valid".to_owned());
         }
-        let pages = self.size as f64 / self.page;
+        let pages = size as f64 / self.page;
         let expected = self.expected_pages()?;
         let bloat = btree_size::bloat(pages, expected);
         let gain = ((pages - expected) * self.page) as i64;
@@ -138,9 +140,8 @@ impl Index {
             Action::Rebuild,
             gain,
             format!(
-                "{:.0} % of its {} bytes are bloat by the statistics",
-                bloat * 100.0,
-                self.size
+                "{:.0} % of its {size} bytes are bloat by the statistics",
+                bloat * 100.0
             ),
         )
     }
@@ -203,7 +204,7 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
         &format!(
             "SELECT i.indexrelid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(ic.relname),
                     tc.oid, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(tc.relname), tc.relowner,
-                    ic.reltablespace, pg_catalog.pg_relation_size(ic.oid),
+                    ic.reltablespace,
                     pg_catalog.current_setting('block_size')::pg_catalog.float8, ic.reltuples::pg_catalog.float8,
                     i.indisvalid,
                     NOT i.indisvalid AND ic.relname ~ '_cc(new|old)[0-9]*$',
@@ -216,8 +217,9 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
                       AND a.can_share,
                     a.lengths, a.alignments, a.widths, a.distincts,
                     (SELECT z.bytes_per_tuple FROM audit_db.index_sizes z WHERE z.index = i.indexrelid)
-               FROM ({LEAVES}) l
-               JOIN pg_catalog.pg_class tc ON tc.oid = l.oid AND tc.relkind IN ('r', 'm')
+               FROM ({TREE}) l
+               JOIN pg_catalog.pg_class lc ON lc.oid = l.oid AND lc.relkind IN ('r', 'm')
+               JOIN pg_catalog.pg_class tc ON tc.oid IN (lc.oid, lc.reltoastrelid)
                JOIN pg_catalog.pg_namespace tn ON tn.oid = tc.relnamespace
                JOIN pg_catalog.pg_index i ON i.indrelid = tc.oid AND NOT i.indisexclusion AND i.indislive
                JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
@@ -240,31 +242,34 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
                        AND s.staattnum = CASE i.indkey[t.attnum - 1] WHEN 0 THEN t.attnum ELSE i.indkey[t.attnum - 1] END
                        AND NOT s.stainherit
                      WHERE t.attrelid = i.indexrelid AND t.attnum > 0) a
-              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index g WHERE g.relid = tc.oid)
+              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index g WHERE g.relid IN (lc.oid, lc.reltoastrelid))
               ORDER BY 2"
         ),
         &[root.into()],
         |row| {
+            let page = row.get(7)?.unwrap_or(8_192.0);
+            let oid = row.get(1)?.unwrap_or(Oid::INVALID);
             Ok(Index {
-                oid: row.get(1)?.unwrap_or(Oid::INVALID),
+                size: catalog::pages_without_waiting(oid)
+                    .map(|pages| (f64::from(pages) * page) as i64),
+                oid,
                 name: row.get(2)?.unwrap_or_default(),
                 table: row.get(3)?.unwrap_or(Oid::INVALID),
                 table_name: row.get(4)?.unwrap_or_default(),
                 owner: row.get(5)?.unwrap_or(Oid::INVALID),
                 tablespace: row.get(6)?.unwrap_or(Oid::INVALID),
-                size: row.get(7)?.unwrap_or(0),
-                page: row.get(8)?.unwrap_or(8_192.0),
-                tuples: row.get(9)?.unwrap_or(-1.0),
-                valid: row.get(10)?.unwrap_or(true),
-                leftover: row.get(11)?.unwrap_or(false),
-                btree: row.get(12)?.unwrap_or(false),
-                fill_factor: row.get(13)?.unwrap_or(90.0),
-                deduplicated: row.get(14)?.unwrap_or(false),
-                lengths: row.get(15)?.unwrap_or_default(),
-                alignments: row.get(16)?.unwrap_or_default(),
-                widths: row.get(17)?.unwrap_or_default(),
-                distinct: row.get(18)?.unwrap_or_default(),
-                rebuilt: row.get(19)?,
+                page,
+                tuples: row.get(8)?.unwrap_or(-1.0),
+                valid: row.get(9)?.unwrap_or(true),
+                leftover: row.get(10)?.unwrap_or(false),
+                btree: row.get(11)?.unwrap_or(false),
+                fill_factor: row.get(12)?.unwrap_or(90.0),
+                deduplicated: row.get(13)?.unwrap_or(false),
+                lengths: row.get(14)?.unwrap_or_default(),
+                alignments: row.get(15)?.unwrap_or_default(),
+                widths: row.get(16)?.unwrap_or_default(),
+                distinct: row.get(17)?.unwrap_or_default(),
+                rebuilt: row.get(18)?,
             })
         },
     )

@@ -1,6 +1,6 @@
 //! VACUUM of partitions that have dead rows, or new ones that are not yet marked as visible to all.
 
-use super::analyze::{LEAVES, Target};
+use super::analyze::{TREE, Target};
 use crate::error::Result;
 use crate::pg::spi;
 use crate::pg::utility::run_at_top_level;
@@ -13,7 +13,7 @@ pub fn due(root: Oid) -> Result<Vec<Target>> {
         &format!(
             "SELECT c.oid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), c.relowner,
                     pg_catalog.format('%s dead rows, %s new ones', s.n_dead_tup, s.n_ins_since_vacuum)
-               FROM ({LEAVES}) l
+               FROM ({TREE}) l
                JOIN pg_catalog.pg_class c ON c.oid = l.oid AND c.relkind IN ('r', 'm')
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                JOIN pg_catalog.pg_stat_all_tables s ON s.relid = c.oid

@@ -319,6 +319,28 @@ pub fn size_in_bytes(relation: pg_sys::Oid) -> i64 {
     }
 }
 
+/// Pages of a table or an index. `None`: it is gone, or somebody holds it so that one would have to wait.
+pub fn pages_without_waiting(relation: pg_sys::Oid) -> Option<u32> {
+    let mode = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the lock is taken before the relation is opened, and both are given back.
+    unsafe {
+        if !pg_sys::ConditionalLockRelationOid(relation, mode) {
+            return None;
+        }
+        let opened = pg_sys::try_relation_open(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        let mut pages = None;
+        if !opened.is_null() {
+            pages = Some(pg_sys::RelationGetNumberOfBlocksInFork(
+                opened,
+                pg_sys::ForkNumber::MAIN_FORKNUM,
+            ));
+            pg_sys::relation_close(opened, pg_sys::NoLock as pg_sys::LOCKMODE);
+        }
+        pg_sys::UnlockRelationOid(relation, mode);
+        pages
+    }
+}
+
 /// Whether values of a type can be hashed to 64 bits.
 pub fn is_hashable(type_oid: pg_sys::Oid) -> bool {
     // SAFETY: returns an entry of the server's type cache, which lives as long as the process.
