@@ -134,7 +134,7 @@ fn leaves(root: Oid) -> Result<Vec<Leaf>> {
     spi::rows(
         &format!(
             "SELECT c.oid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), c.relowner,
-                    c.relispartition AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT',
+                    EXISTS (SELECT FROM pg_catalog.pg_partitioned_table d WHERE d.partdefid = c.oid),
                     COALESCE(s.n_mod_since_analyze, 0)::pg_catalog.float8,
                     pg_catalog.current_setting('autovacuum_analyze_threshold')::pg_catalog.float8
                       + pg_catalog.current_setting('autovacuum_analyze_scale_factor')::pg_catalog.float8
