@@ -2,16 +2,18 @@
 
 use super::{require_ownership, require_writable, required};
 use crate::error::{Error, Result, or_raise};
-use crate::maintenance::Step;
-use crate::maintenance::plan::Options;
+use crate::maintenance::plan::{self, Options};
+use crate::maintenance::{Limits, Step};
 use crate::partition::inspect::Table;
 use crate::partition::{managed, retire};
+use crate::pg::clock::NamedZone;
 use crate::pg::guc::Scope;
 use crate::pg::{catalog, compat, identity};
 use crate::shmem;
 use crate::worker::task::{self, Work};
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
+use std::time::Instant;
 
 #[pg_extern(sql = "")]
 #[allow(clippy::type_complexity)]
@@ -80,9 +82,7 @@ fn maintain(parent: Option<Oid>, options: Options, dry_run: bool) -> Result<Vec<
     };
     require_writable("maintain_partitions")?;
     if !shmem::is_preloaded() {
-        return Err(Error::NotPreloaded {
-            what: "audit_db.maintain_partitions",
-        });
+        return in_session(&tables, parent.is_some(), options, dry_run);
     }
     let mut skipped = Vec::new();
     if !dry_run {
@@ -112,5 +112,23 @@ fn maintain(parent: Option<Oid>, options: Options, dry_run: bool) -> Result<Vec<
         steps = task::maintain(work, &tables)?;
     }
     steps.extend(skipped);
+    Ok(steps)
+}
+
+fn in_session(tables: &[Oid], single: bool, options: Options, dry_run: bool) -> Result<Vec<Step>> {
+    let limits = Limits::from_settings(NamedZone::named("UTC")?);
+    let mut steps = Vec::new();
+    for table in tables {
+        match plan::in_session(*table, options, dry_run, &limits) {
+            Ok(done) => steps.extend(done),
+            Err(error) if single || error.is_cancel() => return Err(error),
+            // One sick table does not stop the others.
+            Err(error) => {
+                let name = catalog::qualified_name(*table).unwrap_or_default();
+                let failed = Step::new("maintenance", &name, "").done(Instant::now(), Err(error));
+                steps.push(failed);
+            }
+        }
+    }
     Ok(steps)
 }

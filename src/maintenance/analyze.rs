@@ -2,7 +2,7 @@
 //! never looks at.
 
 use crate::error::Result;
-use crate::partition::steps;
+use crate::partition::steps::Place;
 use crate::pg::{analyze, catalog, identity, spi};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Oid;
@@ -229,9 +229,9 @@ pub fn named(names: &[String]) -> Result<Vec<Target>> {
 /// Why a partition that was just made is analyzed.
 pub const NEW: &str = "it is new and has rows";
 
-/// Analyzes a table with rows of its own. From a worker; retried while others hold it.
-pub fn leaf(target: &Target) -> Result<()> {
-    steps::in_transactions_with_retries(&target.name, |_scope| {
+/// Analyzes a table with rows of its own; retried while others hold it.
+pub fn leaf(place: Place, target: &Target) -> Result<()> {
+    place.step(&target.name, |_scope| {
         identity::as_role(target.owner, || {
             spi::execute(&format!("ANALYZE {}", target.name), &[]).map(|_| ())
         })
@@ -239,8 +239,8 @@ pub fn leaf(target: &Target) -> Result<()> {
 }
 
 /// Analyzes a partitioned table, without each of its partitions.
-pub fn parent(target: &Target) -> Result<()> {
-    steps::in_transactions_with_retries(&target.name, |_scope| {
+pub fn parent(place: Place, target: &Target) -> Result<()> {
+    place.step(&target.name, |_scope| {
         identity::as_role(target.owner, || analyze::partitioned_table(target.oid))
     })
 }

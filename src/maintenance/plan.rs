@@ -4,7 +4,9 @@
 use super::analyze::{self, Ahead};
 use super::{Emit, Limits, Step, reindex, vacuum};
 use crate::error::{Error, Result};
-use crate::partition::maintain;
+use crate::partition::managed::as_extension_owner;
+use crate::partition::steps::Place;
+use crate::partition::{maintain, retire};
 use crate::pg::xact::{self, STEP_LIMIT};
 use pgrx::pg_sys::Oid;
 use serde::{Deserialize, Serialize};
@@ -91,9 +93,42 @@ impl Plan {
     }
 }
 
+/// What `maintain_partitions` does where there is no worker: all in the caller's transaction, and nothing that would need one of
+/// its own.
+pub fn in_session(
+    table: Oid,
+    options: Options,
+    dry_run: bool,
+    limits: &Limits,
+) -> Result<Vec<Step>> {
+    let plan = as_extension_owner(|| plan(table, None, options, limits))?;
+    let mut steps = Vec::new();
+    if dry_run {
+        steps = plan.steps();
+    } else {
+        maintain::in_session(table, &mut |report| steps.push(report.into()))?;
+        let filled = analyze::named(&plan.filled)?;
+        let mut emit = |step| {
+            steps.push(step);
+            true
+        };
+        let place = Place::Session;
+        analyze_leaves(place, &plan.leaves, limits, &mut emit)?;
+        analyze_leaves(place, &filled, limits, &mut emit)?;
+        analyze_parents(place, &plan.parents, limits, &mut emit)?;
+        plan.indexes.iter().map(queued).all(&mut emit);
+    }
+    for step in &mut steps {
+        if step.action == retire::QUEUED {
+            step.action = "skip: it needs audit_db to be preloaded".to_owned();
+        }
+    }
+    Ok(steps)
+}
+
 /// An index that is left to a job.
 pub fn queued(target: &reindex::Target) -> Step {
-    Step::new(REINDEX, &target.name, "queued").with_detail(format!(
+    Step::new(REINDEX, &target.name, retire::QUEUED).with_detail(format!(
         "{}: {}",
         target.action.name(),
         target.reason
@@ -119,18 +154,26 @@ fn one(
     }
 }
 
+/// A session shows its own statement.
+fn show(place: Place, activity: &str) {
+    if place != Place::Session {
+        xact::report_activity(Some(activity));
+    }
+}
+
 /// Analyzes tables with rows of their own.
 pub fn analyze_leaves(
+    place: Place,
     targets: &[analyze::Target],
     limits: &Limits,
     emit: Emit<'_>,
 ) -> Result<bool> {
     for target in targets {
         limits.left()?;
-        xact::report_activity(Some(&format!("analyze {}", target.name)));
+        show(place, &format!("analyze {}", target.name));
         let step = Step::new(ANALYZE, &target.name, ANALYZE).with_detail(&target.reason);
         if !one(step, Some(STEP_LIMIT), emit, || {
-            analyze::leaf(target).map(|()| None)
+            analyze::leaf(place, target).map(|()| None)
         })? {
             return Ok(false);
         }
@@ -140,16 +183,17 @@ pub fn analyze_leaves(
 
 /// Analyzes partitioned tables.
 pub fn analyze_parents(
+    place: Place,
     targets: &[analyze::Target],
     limits: &Limits,
     emit: Emit<'_>,
 ) -> Result<bool> {
     for target in targets {
         limits.left()?;
-        xact::report_activity(Some(&format!("statistics of {}", target.name)));
+        show(place, &format!("statistics of {}", target.name));
         let step = Step::new(STATISTICS, &target.name, ANALYZE).with_detail(&target.reason);
         if !one(step, Some(STEP_LIMIT), emit, || {
-            analyze::parent(target).map(|()| None)
+            analyze::parent(place, target).map(|()| None)
         })? {
             return Ok(false);
         }

@@ -4,8 +4,9 @@ use crate::error::{Error, Failure, Result};
 use crate::partition::create::{self, Maker};
 use crate::partition::inspect::{Calendar, Table};
 use crate::partition::managed::{self, Managed};
+use crate::partition::steps::{self, Place};
 use crate::partition::waiting::{self, MOVED_LIMIT, Waiting};
-use crate::partition::{events, retire, steps};
+use crate::partition::{events, retire};
 use crate::pg::guc::Scope;
 use crate::pg::spi;
 use crate::pg::xact::{self, Kind};
@@ -221,7 +222,8 @@ pub fn table(
     }
     if survey.lacks_default {
         let begun = Instant::now();
-        let made = restore_default(oid, &name);
+        let made =
+            steps::in_transactions_with_retries(&name, |scope| restore_default(scope, oid, &name));
         report(
             emit,
             "default partition",
@@ -245,7 +247,7 @@ pub fn table(
         (Ok(_), Some(_)) => {}
         (Ok(due), None) => {
             exchange = due.exchange;
-            let made = make(oid, &survey.schema, &name, due.now, emit);
+            let made = make(Place::Worker, oid, &survey.schema, &name, due.now, emit);
             turn.more = due.full && made.is_ok();
             match made {
                 // So many came meanwhile that they must be copied.
@@ -303,6 +305,48 @@ pub fn table(
     turn
 }
 
+/// What of a table's turn can be done in a session: where there is no worker. What fails ends it, unless it is one partition's
+/// retention.
+pub fn in_session(oid: Oid, emit: &mut dyn FnMut(Report)) -> Result<()> {
+    let Some(survey) = managed::as_extension_owner(|| survey(oid))? else {
+        return Ok(());
+    };
+    if let Some(error) = survey.restoring {
+        return Err(error);
+    }
+    let name = survey.name;
+    let due = survey.due?;
+    if survey.lacks_default {
+        let begun = Instant::now();
+        steps::with_retries(&name, |scope| restore_default(scope, oid, &name))?;
+        report(emit, DEFAULT, &name, "create", begun, None);
+    }
+    if survey.invalid_index.is_none() {
+        make(Place::Session, oid, &survey.schema, &name, due.now, emit)?;
+    }
+    if survey.expired? {
+        let mut begun = Instant::now();
+        retire::expired_in_session(oid, &mut |outcome| {
+            emit(retirement(&outcome, begun));
+            begun = Instant::now();
+            true
+        })?;
+    }
+    if due.exchange {
+        let begun = Instant::now();
+        report(
+            emit,
+            EMPTY,
+            &survey.default_name,
+            retire::QUEUED,
+            begun,
+            None,
+        );
+    }
+    Ok(())
+}
+
+const DEFAULT: &str = "default partition";
 const CREATE: &str = "create partition";
 const EMPTY: &str = "empty default partition";
 const RETENTION: &str = "retention";
@@ -356,7 +400,7 @@ pub fn preview(oid: Oid, clock_moved: Option<i64>) -> Result<Preview> {
         add("row security", &survey.name, "enable");
     }
     if survey.lacks_default {
-        add("default partition", &survey.name, "create");
+        add(DEFAULT, &survey.name, "create");
     }
     let due = survey.due?;
     if let Some(index) = survey.invalid_index {
@@ -603,20 +647,19 @@ pub fn without_copying(
 }
 
 /// Somebody dropped or detached the default partition: without it events outside all months are refused.
-fn restore_default(oid: Oid, name: &str) -> Result<()> {
-    steps::in_transactions_with_retries(name, |scope| {
-        let table = create::lock_and_load(scope, oid)?;
-        let managed = managed::get(oid)?;
-        if table.default.is_some() || !managed.default_partition {
-            return Ok(());
-        }
-        let calendar = Calendar::new(table.key, &managed.time_zone)?;
-        Maker::new(&table, &managed, calendar)?.make_default(scope)?;
-        events::done("default partition created", name, "the table had none")
-    })
+fn restore_default(scope: &Scope, oid: Oid, name: &str) -> Result<()> {
+    let table = create::lock_and_load(scope, oid)?;
+    let managed = managed::get(oid)?;
+    if table.default.is_some() || !managed.default_partition {
+        return Ok(());
+    }
+    let calendar = Calendar::new(table.key, &managed.time_zone)?;
+    Maker::new(&table, &managed, calendar)?.make_default(scope)?;
+    events::done("default partition created", name, "the table had none")
 }
 
 fn make(
+    place: Place,
     oid: Oid,
     schema: &str,
     name: &str,
@@ -626,7 +669,7 @@ fn make(
     let mut first_error = None;
     for new in planned {
         let begun = Instant::now();
-        let outcome = steps::in_transactions_with_retries(name, |scope| make_one(scope, oid, &new));
+        let outcome = place.step(name, |scope| make_one(scope, oid, &new));
         let partition = spi::quote_qualified_identifier(schema, &new.name);
         report(
             emit,

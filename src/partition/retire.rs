@@ -4,7 +4,8 @@ use crate::error::{Error, Failure, Result};
 use crate::partition::create::{is_needed, require_same_owner, revoke_from_others};
 use crate::partition::inspect::{Calendar, Partition, Table};
 use crate::partition::managed::{self, Managed};
-use crate::partition::{detach, events, steps};
+use crate::partition::steps::Place;
+use crate::partition::{detach, events};
 use crate::pg::guc::Scope;
 use crate::pg::lock::{Deadline, Mode};
 use crate::pg::spi::{self, quote_identifier, quote_qualified_identifier};
@@ -44,26 +45,6 @@ struct Plan {
     expired: Vec<Expired>,
     /// Why nothing may go now.
     suspended: Option<Error>,
-}
-
-/// Where the steps run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In transactions of their own: in a worker that others wait for, so what would wait for others is left to the slow one.
-    Worker,
-    /// In the slow worker.
-    Slow,
-    /// In subtransactions of the session: where the library is not preloaded.
-    Session,
-}
-
-impl Place {
-    fn step<T>(self, table: &str, step: impl FnMut(&Scope) -> Result<T>) -> Result<T> {
-        match self {
-            Self::Worker | Self::Slow => steps::in_transactions_with_retries(table, step),
-            Self::Session => steps::with_retries(table, step),
-        }
-    }
 }
 
 /// Lists what would be done, without doing it. `concurrently`: how to call what is done while others use the table; empty: as

@@ -13,6 +13,26 @@ const BETWEEN_ATTEMPTS: Backoff = Backoff {
     cap: Duration::from_secs(1),
 };
 
+/// Where steps run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In transactions of their own: in a worker that others wait for, so what would wait for others is left to the slow one.
+    Worker,
+    /// In the slow worker.
+    Slow,
+    /// In subtransactions of the session: where the library is not preloaded.
+    Session,
+}
+
+impl Place {
+    pub fn step<T>(self, table: &str, step: impl FnMut(&Scope) -> Result<T>) -> Result<T> {
+        match self {
+            Self::Worker | Self::Slow => in_transactions_with_retries(table, step),
+            Self::Session => with_retries(table, step),
+        }
+    }
+}
+
 /// Runs `step` in a subtransaction until it gets its locks or `audit_db.lock_retry` has passed.
 pub fn with_retries<T>(table: &str, mut step: impl FnMut(&Scope) -> Result<T>) -> Result<T> {
     retry(table, || xact::in_subtransaction(|| step(&Scope::new())))

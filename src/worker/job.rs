@@ -8,7 +8,8 @@ use crate::jobs::task::{Kind, Task};
 use crate::maintenance::plan::{self, Options};
 use crate::maintenance::{self, Limits, Step, analyze, milliseconds, reindex, vacuum};
 use crate::partition::maintain::{self, Memory};
-use crate::partition::{managed, steps};
+use crate::partition::managed;
+use crate::partition::steps::{self, Place};
 use crate::pg::clock::NamedZone;
 use crate::pg::{catalog, clock, guc, identity, signal, utility, worker, xact};
 use crate::settings;
@@ -262,10 +263,10 @@ fn statistics(
         let due = xact::in_transaction(|| analyze::due(*table, &analyze::Ahead::default()))?;
         let emit = &mut |step| record.add(step);
         if options.analyze_tables {
-            plan::analyze_leaves(&due.leaves, limits, emit)?;
+            plan::analyze_leaves(Place::Worker, &due.leaves, limits, emit)?;
         }
         if options.update_statistics {
-            plan::analyze_parents(&due.parents, limits, emit)?;
+            plan::analyze_parents(Place::Worker, &due.parents, limits, emit)?;
         }
     }
     Ok(())

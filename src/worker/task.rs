@@ -7,6 +7,7 @@ use crate::maintenance::plan::{self, Options};
 use crate::maintenance::{Emit, Limits, Step, analyze};
 use crate::partition::maintain::{self, Memory};
 use crate::partition::retire::{self, Outcome};
+use crate::partition::steps::Place;
 use crate::pg::clock::NamedZone;
 use crate::pg::queue::{Receiver, Sender};
 use crate::pg::{catalog, clock, guc, identity, worker, xact};
@@ -228,13 +229,14 @@ fn keep_up_one(
         workers::want_slow(database);
     }
     if !listening
-        || !plan::analyze_leaves(&plan.leaves, &limits, emit)?
+        || !plan::analyze_leaves(Place::Worker, &plan.leaves, &limits, emit)?
         || !plan::analyze_leaves(
+            Place::Worker,
             &xact::in_transaction(|| analyze::named(&plan.filled))?,
             &limits,
             emit,
         )?
-        || !plan::analyze_parents(&plan.parents, &limits, emit)?
+        || !plan::analyze_parents(Place::Worker, &plan.parents, &limits, emit)?
         || plan.indexes.is_empty()
     {
         return Ok(());
