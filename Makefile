@@ -1,12 +1,13 @@
 # Thin names over scripts/. PG_MAJOR (15) or PG_CONFIG choose the server.
 
-.PHONY: help demo demo-stop test bench-ingest bench-partitions install installcheck lint clean distclean
+.PHONY: help demo demo-stop test bench-ingest bench-jobs bench-partitions install installcheck lint clean distclean
 
 help:
 	@echo 'make demo          build, start a server of its own, load events, show what the extension does'
 	@echo 'make demo-stop     stop that server'
 	@echo 'make test          lint, unit tests, tests in the server, pg_regress, end to end'
 	@echo 'make bench-ingest  events beside plain INSERT and COPY: figures and ratios, some 10 minutes'
+	@echo 'make bench-jobs    jobs beside pg_cron: figures and ratios, some 10 minutes'
 	@echo 'make bench-partitions'
 	@echo '                   partitions beside plain SQL and pg_partman: figures and ratios, some 20 minutes'
 	@echo 'make install       release build into the server of PG_CONFIG'
@@ -26,6 +27,9 @@ test:
 
 bench-ingest:
 	@scripts/bench.sh ingest
+
+bench-jobs:
+	@scripts/bench.sh jobs
 
 bench-partitions:
 	@scripts/bench.sh partitions

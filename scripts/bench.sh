@@ -6,28 +6,32 @@ set -euo pipefail
 cd "$ROOT"
 [[ $# -eq 1 ]] || die "usage: bench.sh NAME"
 
-# Unpacked into the private copy of the server only, so nothing of the machine changes.
-get_partman() {
-    local share library folder
+# A peer from Debian's package postgresql-MAJOR-$1, whose extension is $2. Unpacked into the private copy of the server only, so
+# nothing of the machine changes.
+get_peer() {
+    local package=postgresql-$PG_MAJOR-$1 extension=$2 share library folder
     share=$("$TEST_PG_CONFIG" --sharedir) library=$("$TEST_PG_CONFIG" --pkglibdir)
-    if [[ -f $share/extension/pg_partman.control ]]; then
-        say "pg_partman     already there"
+    if [[ -f $share/extension/$extension.control ]]; then
+        say "$extension     already there"
         return
     fi
-    [[ $PG_MAJOR == 15 ]] || die "the calls of this benchmark are those of pg_partman 4.7, which Debian has for PostgreSQL 15"
-    command -v apt-get >/dev/null || die "pg_partman comes from Debian's package postgresql-$PG_MAJOR-partman"
+    [[ $PG_MAJOR == 15 ]] || die "the calls of this benchmark are those of the $extension that Debian has for PostgreSQL 15"
+    command -v apt-get >/dev/null || die "$extension comes from Debian's package $package"
     folder=$(mktemp -d)
-    (cd "$folder" && apt-get -q download "postgresql-$PG_MAJOR-partman" >/dev/null 2>&1 &&
-        dpkg-deb -x ./*.deb .) || die "cannot get Debian's package postgresql-$PG_MAJOR-partman (try: apt-get update)"
+    (cd "$folder" && apt-get -q download "$package" >/dev/null 2>&1 &&
+        dpkg-deb -x ./*.deb .) || die "cannot get Debian's package $package (try: apt-get update)"
     cp "$folder/usr/lib/postgresql/$PG_MAJOR/lib/"*.so "$library/"
     cp "$folder/usr/share/postgresql/$PG_MAJOR/extension/"* "$share/extension/"
     rm -rf "$folder"
-    say "pg_partman     unpacked into ${share#"$ROOT"/}"
+    say "$extension     unpacked into ${share#"$ROOT"/}"
 }
 
 "$ROOT/scripts/bootstrap.sh"
 . "$ROOT/scripts/env.sh"
-[[ $1 != partitions ]] || get_partman
+case $1 in
+    partitions) get_peer partman pg_partman ;;
+    jobs) get_peer cron pg_cron ;;
+esac
 check_lock
 "${CARGO_PGRX_CMD[@]}" install --release --pg-config "$TEST_PG_CONFIG" "${FEATURES[@]}"
 cargo build --locked --release -p audit_db_bench --bin "$1"

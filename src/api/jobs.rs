@@ -187,7 +187,7 @@ fn run_job(name: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) {
     let run = super::changing("run_job", || submit(name.as_deref(), "audit_db.run_job"));
     procedure::commit();
     let mut poll = POLLS[0];
-    let (status, failure, message) = loop {
+    let outcome = loop {
         if signal::wait_for_interrupt(poll) {
             signal::uninterrupted(|| cancel(run));
             signal::check();
@@ -202,16 +202,15 @@ fn run_job(name: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) {
             break outcome;
         }
     };
-    if let Some(failure) = failure {
+    if let Some(failure) = outcome.failure {
         Error::Server(failure).raise();
     }
-    if status != "succeeded" {
-        let name = name.unwrap_or_default();
+    if outcome.status != "succeeded" {
         Error::from(JobError::NotRun {
-            name,
+            name: name.unwrap_or_default(),
             run,
-            status,
-            message,
+            status: outcome.status,
+            message: outcome.message,
         })
         .raise();
     }

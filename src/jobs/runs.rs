@@ -202,8 +202,18 @@ pub fn cancel(run: i64, reason: &str) -> Result<Option<i32>> {
     })
 }
 
-/// How a run ended: its status and its error. `None`: it has not.
-pub fn outcome(run: i64) -> Result<Option<(String, Option<Failure>, Option<String>)>> {
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: String,
+    /// The error that it ended with.
+    pub failure: Option<Failure>,
+    /// Why it did not take place.
+    pub message: Option<String>,
+}
+
+/// How a run ended. `None`: it has not.
+pub fn outcome(run: i64) -> Result<Option<Outcome>> {
     as_extension_owner(|| {
         let found = spi::rows(
             "SELECT status, sqlstate, message, detail, hint FROM audit_db.job_runs
@@ -220,7 +230,11 @@ pub fn outcome(run: i64) -> Result<Option<(String, Option<Failure>, Option<Strin
                     }),
                     None => None,
                 };
-                Ok((row.get::<String>(1)?.unwrap_or_default(), failure, message))
+                Ok(Outcome {
+                    status: row.get(1)?.unwrap_or_default(),
+                    failure,
+                    message,
+                })
             },
         )?;
         Ok(found.into_iter().next())

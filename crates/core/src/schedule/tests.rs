@@ -31,13 +31,10 @@ fn micros(instant: DateTime<Utc>) -> i64 {
 /// The first instant whose local time is later than one that does not exist: by halving, in whole seconds.
 fn first_after_gap(zone: Tz, local: NaiveDateTime) -> DateTime<Tz> {
     let around = zone.from_utc_datetime(&local);
-    let (mut before, mut after) = (
-        around.clone() - TimeDelta::days(2),
-        around + TimeDelta::days(2),
-    );
-    while after.clone() - before.clone() > TimeDelta::seconds(1) {
-        let seconds = (after.clone() - before.clone()).num_seconds() / 2;
-        let middle = before.clone() + TimeDelta::seconds(seconds);
+    let (mut before, mut after) = (around - TimeDelta::days(2), around + TimeDelta::days(2));
+    while after - before > TimeDelta::seconds(1) {
+        let seconds = (after - before).num_seconds() / 2;
+        let middle = before + TimeDelta::seconds(seconds);
         if middle.naive_local() < local {
             before = middle;
         } else {
