@@ -112,12 +112,27 @@ SELECT enqueued, written, rejected, batches, mean_batch_events::int AS events_a_
 FROM audit_db.ingest_stats;
 
 \echo
-\echo === 6. Who does this when nobody is looking ===
+\echo === 6. Upkeep on a schedule ===
+\echo
+\echo What is due for the table now, and what would be done about it:
+SELECT step, object, action, detail FROM audit_db.maintain_partitions('public.audit_log', dry_run => true);
+\echo The shipped job that does it every Sunday, run by hand:
+CALL audit_db.run_job('maintenance');
+SELECT s->>'step' AS step, s->>'object' AS object, s->>'action' AS action, (s->>'duration_ms')::numeric(10, 1) AS duration_ms
+FROM audit_db.job_runs r, jsonb_array_elements(r.steps) s WHERE r.name = 'maintenance';
+\echo A job of one's own, at half past three on working days in Berlin:
+SELECT audit_db.schedule_job('failures', '30 3 * * MON-FRI', 'sql',
+    '{"command": "SELECT count(*) FROM public.audit_log WHERE status = $$failure$$", "timeout": "5 min"}', 'Europe/Berlin') AS job;
+CALL audit_db.run_job('failures');
+SELECT name, schedule, time_zone, task, next_run, last_status FROM audit_db.jobs;
+
+\echo
+\echo === 7. Who does this when nobody is looking ===
 \echo
 SELECT * FROM audit_db.workers;
 
 \echo
-\echo === 7. A question that an auditor asks ===
+\echo === 8. A question that an auditor asks ===
 \echo
 SELECT principal_id AS principal
 FROM public.audit_log

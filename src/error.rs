@@ -449,7 +449,7 @@ impl Error {
                 Some(format!(
                     "More than {limit} rows of months that can be made wait in it, or it is larger than 16 MB: moving the rows, or scanning them, would hold up everybody."
                 )),
-                Some("The worker (with the library preloaded) makes the months of waiting rows without that; audit_db.events_log says when it could not.".into()),
+                Some("Call audit_db.maintain_partitions: its worker makes the months of waiting rows without that; audit_db.events_log says when it could not.".into()),
             ),
             Self::CannotMove { default, reason } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -39,6 +39,7 @@ pub enum JobError {
         message: Option<String>,
     },
     Ended(Ending),
+    Cancelled,
     TimeOver,
     WindowClosed,
     NoRoom {
@@ -187,6 +188,12 @@ impl JobError {
                     some("The server log has more."),
                 ),
             },
+            Self::Cancelled => (
+                Code::ERRCODE_QUERY_CANCELED,
+                "the job was cancelled".into(),
+                some("What it had done by then stays."),
+                None,
+            ),
             Self::TimeOver => (
                 Code::ERRCODE_QUERY_CANCELED,
                 "the time that the job may take is over".into(),

@@ -166,7 +166,7 @@ pub fn why_not_connect(role: Oid) -> Result<Option<&'static str>> {
 /// A run that no job stands for: the indexes of one table are looked after for a role.
 pub fn reindex_of(table: &str, role: Oid) -> Definition {
     Definition {
-        name: "maintain_partitions".to_owned(),
+        name: format!("maintain_partitions {table}"),
         owner: role,
         schedule: String::new(),
         task: Kind::Reindex.name().to_owned(),

@@ -3,10 +3,11 @@
 
 use super::analyze::{self, Ahead};
 use super::{Emit, Limits, Step, reindex, vacuum};
-use crate::error::{Error, Result};
+use crate::error::{Error, JobError, Result};
 use crate::partition::managed::as_extension_owner;
 use crate::partition::steps::Place;
 use crate::partition::{maintain, retire};
+use crate::pg::signal;
 use crate::pg::xact::{self, STEP_LIMIT};
 use pgrx::pg_sys::Oid;
 use serde::{Deserialize, Serialize};
@@ -147,6 +148,9 @@ fn one(
     emit: Emit<'_>,
     work: impl FnOnce() -> Result<Option<String>>,
 ) -> Result<bool> {
+    if signal::was_cancelled() {
+        return Err(JobError::Cancelled.into());
+    }
     let begun = Instant::now();
     match work() {
         Err(error) if is_cancelled(&error, begun, limit) => Err(error),

@@ -146,8 +146,13 @@ pub fn relation_in_schema(schema: pg_sys::Oid, name: &str) -> Option<pg_sys::Oid
 
 /// Whether the extension is there in this database. Needs a transaction.
 pub fn extension_exists() -> bool {
+    extension_oid() != pg_sys::InvalidOid
+}
+
+/// The extension in this database; invalid where it is not there. Needs a transaction.
+pub fn extension_oid() -> pg_sys::Oid {
     // SAFETY: with missing_ok the look-up returns InvalidOid instead of raising.
-    unsafe { pg_sys::get_extension_oid(c"audit_db".as_ptr(), true) != pg_sys::InvalidOid }
+    unsafe { pg_sys::get_extension_oid(c"audit_db".as_ptr(), true) }
 }
 
 /// # Safety

@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 use std::ffi::c_long;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Waits until somebody sets this process's latch or the time is over. A cancel or termination that came meanwhile is raised.
@@ -53,11 +54,20 @@ pub fn check() {
     // A cancel that hits a worker between two transactions has nothing to cancel, and must not end the worker.
     // SAFETY: reads and writes variables of this process.
     unsafe {
-        if !pg_sys::IsTransactionState() {
+        if !pg_sys::IsTransactionState() && pg_sys::QueryCancelPending != 0 {
             pg_sys::QueryCancelPending = 0;
+            CANCELLED.store(true, Ordering::Relaxed);
         }
     }
     pgrx::check_for_interrupts!();
+}
+
+static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+/// Whether somebody has cancelled this worker between two transactions.
+pub fn was_cancelled() -> bool {
+    check();
+    CANCELLED.load(Ordering::Relaxed)
 }
 
 /// Shows in pg_stat_activity that this process waits, until the value is dropped.

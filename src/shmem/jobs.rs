@@ -10,6 +10,8 @@ pub const MAX_RUNNING: usize = 128;
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
     pub database: pg_sys::Oid,
+    /// The extension that has the run in its tables: one that is created anew counts from 1 again.
+    pub extension: pg_sys::Oid,
     pub run: i64,
     pub owner: pg_sys::Oid,
     /// 0: the process has not started yet.
@@ -36,15 +38,10 @@ pub(super) fn request() {
 }
 
 /// Takes a slot for a run. `None`: all are taken.
-pub fn reserve(database: pg_sys::Oid, run: i64, owner: pg_sys::Oid) -> Option<usize> {
+pub fn reserve(running: Running) -> Option<usize> {
     let mut jobs = JOBS.exclusive();
     let index = jobs.0.iter().position(Option::is_none)?;
-    jobs.0[index] = Some(Running {
-        database,
-        run,
-        owner,
-        pid: 0,
-    });
+    jobs.0[index] = Some(running);
     Some(index)
 }
 

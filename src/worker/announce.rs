@@ -6,6 +6,7 @@ use crate::pg::hooks::{self, Listeners};
 use crate::pg::{catalog, identity, signal};
 use crate::settings;
 use crate::shmem::{self, jobs, queue, workers};
+use pgrx::pg_sys::Oid;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -80,19 +81,27 @@ fn keep_worker_away(name: &CStr) {
     for pid in workers::hold(database, signal::my_pid()) {
         signal::terminate(pid);
     }
-    for job in jobs::running_in(database) {
-        signal::terminate(job.pid);
-    }
+    terminate_jobs(database);
     // What came since is stored first.
     signal::terminate(queue::worker_in(database));
     wait_until_left(LEAVE_TIMEOUT + settings::shutdown_drain_timeout(), || {
         workers::pids_in(database) == [0; 2]
             && queue::worker_in(database) == 0
-            && jobs::running_in(database).iter().all(|job| job.pid == 0)
+            && no_job_runs(database)
     });
 }
 
-/// DROP EXTENSION would wait for what takes long. What is queued is stored first: nobody starts a worker for it afterwards.
+fn terminate_jobs(database: Oid) {
+    for job in jobs::running_in(database) {
+        signal::terminate(job.pid);
+    }
+}
+
+fn no_job_runs(database: Oid) -> bool {
+    jobs::running_in(database).iter().all(|job| job.pid == 0)
+}
+
+/// DROP EXTENSION would wait for what takes long, and the record of runs goes with it. What is queued is stored first: nobody starts a worker for it afterwards.
 fn prepare_drop() {
     if !identity::owns_extension() {
         return;
@@ -103,7 +112,10 @@ fn prepare_drop() {
     let database = identity::my_database();
     HOLDING.store(true, Ordering::Relaxed);
     signal::terminate(workers::hold_slow(database, signal::my_pid()));
-    wait_until_left(LEAVE_TIMEOUT, || workers::pids_in(database)[1] == 0);
+    terminate_jobs(database);
+    wait_until_left(LEAVE_TIMEOUT, || {
+        workers::pids_in(database)[1] == 0 && no_job_runs(database)
+    });
 }
 
 fn wait_until_left(timeout: Duration, left: impl Fn() -> bool) {

@@ -1,7 +1,7 @@
 //! One run of a job, in a process of its own that is connected as the job's owner. What the user wrote runs with his rights; what
 //! audit_db does itself runs step by step with the rights of each table's owner.
 
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Failure, JobError, Result};
 use crate::jobs::runs::{self, Run, Status};
 use crate::jobs::schedule;
 use crate::jobs::task::{Kind, Task};
@@ -50,7 +50,7 @@ unsafe extern "C-unwind" fn job_exit(_code: i32, index: pg_sys::Datum) {
 fn run(slot: &Running) -> Result<()> {
     const RECORD: &str = "audit_db.job_runs";
     let claimed = steps::in_transactions_with_retries(RECORD, |_scope| {
-        if !catalog::extension_exists() {
+        if catalog::extension_oid() != slot.extension {
             return Ok(None);
         }
         runs::claim(slot.run, signal::my_pid())
@@ -67,9 +67,10 @@ fn run(slot: &Running) -> Result<()> {
             Some(failure) => (Status::Failed, Some(failure)),
         },
         Err(error) => {
-            let cancelled = error.is_cancel_of_statement()
-                && !matches!(error, Error::Job(_))
-                && record.limit.is_none_or(|limit| begun.elapsed() < limit);
+            let cancelled = matches!(error, Error::Job(JobError::Cancelled))
+                || matches!(error, Error::Server(_))
+                    && error.is_cancel_of_statement()
+                    && record.limit.is_none_or(|limit| begun.elapsed() < limit);
             let status = if cancelled {
                 Status::Cancelled
             } else {
@@ -79,7 +80,8 @@ fn run(slot: &Running) -> Result<()> {
         }
     };
     steps::in_transactions_with_retries(RECORD, |_scope| {
-        if !catalog::extension_exists() {
+        // Its record may have gone with the extension.
+        if catalog::extension_oid() != slot.extension {
             return Ok(());
         }
         record.flush()?;
@@ -187,7 +189,7 @@ fn builtin(task: &Task, owner: Oid, limits: &Limits, record: &mut Record) -> Res
                 update_statistics: task.arguments.update_statistics,
                 reindex_if_needed: task.arguments.reindex_if_needed,
             };
-            partitions(&tables, record)?;
+            partitions(&tables, limits, record)?;
             statistics(&tables, options, limits, record)?;
             if options.reindex_if_needed {
                 indexes(&tables, limits, record)?;
@@ -219,19 +221,26 @@ const ALL: Options = Options {
 };
 
 /// Makes, empties and retires partitions, and waits for what the slow worker does.
-fn partitions(tables: &[Oid], record: &mut Record) -> Result<()> {
+fn partitions(tables: &[Oid], limits: &Limits, record: &mut Record) -> Result<()> {
     let database = identity::my_database();
     let mut memory = Memory::new();
     let mut slow = false;
     for table in tables {
         // More than one turn where many months are missing.
         loop {
+            limits.left()?;
             let clock_moved = workers::clock_jump(database, clock::reading());
+            let begun = Instant::now();
             let turn = maintain::table(*table, clock_moved, &mut memory, &mut |report| {
                 record.add(report.into());
             });
             slow |= turn.slow;
-            signal::check();
+            let by_somebody = |error: &Error| {
+                error.is_cancel_of_statement() && begun.elapsed() < xact::STEP_LIMIT
+            };
+            if signal::was_cancelled() || turn.error.as_ref().is_some_and(by_somebody) {
+                return Err(JobError::Cancelled.into());
+            }
             if !turn.more {
                 break;
             }
@@ -245,6 +254,10 @@ fn partitions(tables: &[Oid], record: &mut Record) -> Result<()> {
     workers::want_slow(database);
     while workers::is_slow_at_work(database) && begun.elapsed() < SLOW_LIMIT {
         signal::wait(POLL);
+        limits.left()?;
+        if signal::was_cancelled() {
+            return Err(JobError::Cancelled.into());
+        }
     }
     record.add(Step {
         duration_ms: milliseconds(begun.elapsed()),

@@ -5,11 +5,12 @@ use crate::error::{Ending, Result};
 use crate::jobs::runs::{self, Open};
 use crate::jobs::schedule;
 use crate::pg::worker::{Handle, Role, Status};
-use crate::pg::{identity, xact};
+use crate::pg::{catalog, identity, xact};
 use crate::settings;
-use crate::shmem::jobs;
+use crate::shmem::jobs::{self, Running};
 use crate::shmem::workers;
 use audit_db_core::backoff::Backoff;
+use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,10 @@ const SHORT_OF_SLOTS: Duration = Duration::from_secs(1);
 
 pub struct Scheduler {
     slot: usize,
+    /// The extension whose runs these are.
+    extension: Oid,
     /// Runs that this process has started. None: one that it found when it came.
     started: HashMap<i64, Option<Handle>>,
-    first: bool,
     next: Instant,
     purged: Option<Instant>,
     failures: u32,
@@ -43,8 +45,8 @@ impl Scheduler {
     pub fn new(slot: usize) -> Self {
         Self {
             slot,
+            extension: Oid::INVALID,
             started: HashMap::new(),
-            first: true,
             next: Instant::now(),
             purged: None,
             failures: 0,
@@ -87,15 +89,25 @@ impl Scheduler {
 
     fn look(&mut self) -> Result<Duration> {
         let database = identity::my_database();
-        let first = std::mem::replace(&mut self.first, false);
+        let extension = xact::in_transaction(|| Ok(catalog::extension_oid()))?;
+        if extension == Oid::INVALID {
+            return Ok(LONGEST);
+        }
+        let first = extension != self.extension;
         if first {
             // Whoever was to start them is gone.
             jobs::abandon(database, None);
-            for slot in jobs::running_in(database) {
+            self.started.clear();
+            for slot in self.there(extension) {
                 self.started.insert(slot.run, None);
             }
+            self.extension = extension;
         }
         self.reap(first)?;
+        // DROP EXTENSION is on its way.
+        if workers::get(self.slot).slow_held_by != 0 {
+            return Ok(SHORT_OF_SLOTS);
+        }
         let free = settings::max_job_workers().saturating_sub(self.started.len());
         let clock = schedule::now();
         let started: Vec<i64> = self.started.keys().copied().collect();
@@ -119,10 +131,16 @@ impl Scheduler {
         Ok(wait)
     }
 
+    fn there(&self, extension: Oid) -> Vec<Running> {
+        let mut there = jobs::running_in(identity::my_database());
+        there.retain(|slot| slot.extension == extension);
+        there
+    }
+
     /// Notices runs that have ended, and sees to it that each has an end on record.
     fn reap(&mut self, first: bool) -> Result<()> {
         let database = identity::my_database();
-        let there = jobs::running_in(database);
+        let there = self.there(self.extension);
         let ended: Vec<i64> = self
             .started
             .iter()
@@ -159,7 +177,14 @@ impl Scheduler {
     /// `false`: there is no room at the moment.
     fn start(&mut self, run: &Open) -> Result<bool> {
         let database = identity::my_database();
-        let handle = jobs::reserve(database, run.id, run.owner).and_then(|index| {
+        let handle = jobs::reserve(Running {
+            database,
+            extension: self.extension,
+            run: run.id,
+            owner: run.owner,
+            pid: 0,
+        })
+        .and_then(|index| {
             let handle = Role::Job.start(index);
             if handle.is_none() {
                 jobs::abandon(database, Some(run.id));

@@ -243,7 +243,15 @@ fn keep_up_one(
     }
     xact::in_transaction(|| {
         let name = catalog::qualified_name(table).unwrap_or_default();
-        runs::enqueue(&definition::reindex_of(&name, role), None)
+        let job = definition::reindex_of(&name, role);
+        // One that waits will do the same.
+        let waits = runs::open()?
+            .iter()
+            .any(|run| run.queued && run.name == job.name && run.owner == role);
+        if !waits {
+            runs::enqueue(&job, None)?;
+        }
+        Ok(())
     })?;
     workers::want_jobs(database);
     plan.indexes.iter().map(plan::queued).all(emit);

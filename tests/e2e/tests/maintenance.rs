@@ -98,11 +98,11 @@ fn a_dry_run_lists_what_the_call_then_does() {
     // What was queued is done once the caller lets go of it.
     wait_until("the indexes are rebuilt", SOON, || {
         client.holds(
-            "SELECT EXISTS (SELECT FROM audit_db.job_runs WHERE name = 'maintain_partitions' AND status = 'succeeded')",
+            "SELECT EXISTS (SELECT FROM audit_db.job_runs WHERE name = 'maintain_partitions public.audit_log' AND status = 'succeeded')",
         )
     });
     assert_eq!(
-        done(&mut client, "maintain_partitions").len(),
+        done(&mut client, "maintain_partitions public.audit_log").len(),
         of("reindex")
     );
     // Then there is nothing left to do.
