@@ -161,7 +161,7 @@ fn define_jobs() {
     GucRegistry::define_float_guc(
         c"audit_db.reindex_min_bloat",
         c"The part of an index that must be bloat before it is rebuilt.",
-        c"A fraction. Random inserts alone leave a fresh index with some 0.25.",
+        c"A fraction. Random inserts alone leave a fresh index with some 0.27.",
         &REINDEX_MIN_BLOAT,
         0.05,
         1.0,
