@@ -25,13 +25,14 @@ extension_sql_file!(
     name = "partitions",
     requires = ["tables"]
 );
-extension_sql_file!("../sql/events.sql", name = "events", requires = ["tables"]);
-extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["tables"]);
+// Each requires the one before it: the order of what is independent changes from build to build.
 extension_sql_file!(
-    "../sql/workers.sql",
-    name = "workers",
-    requires = ["schema"]
+    "../sql/events.sql",
+    name = "events",
+    requires = ["partitions"]
 );
+extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["events"]);
+extension_sql_file!("../sql/workers.sql", name = "workers", requires = ["jobs"]);
 
 /// Called when the library is loaded: by the postmaster (preloaded), or by the first session that needs it.
 #[pg_guard]

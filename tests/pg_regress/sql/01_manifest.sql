@@ -98,7 +98,7 @@ SELECT name FROM pg_settings
 SELECT p.oid::regprocedure
   FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
   JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'audit_db'
- WHERE has_function_privilege('public', p.oid, 'EXECUTE') ORDER BY 1;
+ WHERE has_function_privilege('public', p.oid, 'EXECUTE') ORDER BY p.oid::regprocedure::text COLLATE "C";
 
 \pset tuples_only off
 \pset format aligned
