@@ -5,7 +5,7 @@ use crate::jobs::definition::{self, Definition};
 use crate::jobs::runs::{self, Open};
 use crate::partition::managed::as_extension_owner;
 use crate::pg::clock::{self, NamedZone};
-use crate::pg::spi;
+use crate::pg::{spi, xact};
 use crate::settings;
 use audit_db_core::schedule::{Schedule, Slots};
 use pgrx::datum::TimestampWithTimeZone;
@@ -48,14 +48,23 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
         if !job.enabled {
             continue;
         }
-        let due = match due(&job, handled.get(&job.name).copied(), now, &mut open) {
-            Ok(due) => due,
+        let (schedule, zone) = match parse(&job.schedule, &job.time_zone) {
+            Ok(parsed) => parsed,
             Err(error) => {
                 // Its schedule or its zone means nothing to this server.
                 definition::disable(&job, &error.failure().message)?;
                 continue;
             }
         };
+        let handled = handled.get(&job.name).copied();
+        let before = open.len();
+        // One that cannot be looked at does not keep the others from running.
+        let due = xact::in_subtransaction(|| due(&job, &schedule, zone, handled, now, &mut open));
+        let due = due.unwrap_or_else(|error| {
+            error.warn();
+            open.truncate(before);
+            schedule.next(now, &zone)
+        });
         next = match (next, due) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
@@ -78,11 +87,12 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
 /// Puts what is due of one job into the queue. Returns its next time.
 fn due(
     job: &Definition,
+    schedule: &Schedule,
+    zone: NamedZone,
     handled: Option<i64>,
     now: i64,
     open: &mut Vec<Open>,
 ) -> Result<Option<i64>> {
-    let (schedule, zone) = parse(&job.schedule, &job.time_zone)?;
     let from = match handled {
         Some(handled) if handled <= now + TRUSTED_STEP_BACK_MICROS => handled,
         // New, or looked after by a clock that was far ahead.

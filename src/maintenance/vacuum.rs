@@ -2,8 +2,9 @@
 
 use super::analyze::{TREE, Target};
 use crate::error::Result;
-use crate::pg::spi;
 use crate::pg::utility::run_at_top_level;
+use crate::pg::{guc, spi};
+use crate::settings;
 use pgrx::pg_sys::Oid;
 use std::time::Duration;
 
@@ -35,12 +36,16 @@ pub fn due(root: Oid) -> Result<Vec<Target>> {
     )
 }
 
-/// Vacuums one table.
+/// Vacuums one table. Unlike a rebuild it leaves nothing behind, so it need not wait for a lock for ever.
 pub fn run(target: &Target, freeze: bool, limit: Option<Duration>) -> Result<()> {
     let options = if freeze { "(FREEZE) " } else { "" };
-    run_at_top_level(
+    let patience = settings::lock_retry().as_millis().max(1);
+    guc::fix_for_worker(c"lock_timeout", &format!("{patience}ms"));
+    let done = run_at_top_level(
         target.owner,
         &format!("VACUUM {options}{}", target.name),
         limit,
-    )
+    );
+    guc::fix_for_worker(c"lock_timeout", "0");
+    done
 }

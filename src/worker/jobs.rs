@@ -58,7 +58,9 @@ impl Scheduler {
     pub fn tend(&mut self) -> Instant {
         let changed = workers::update(self.slot, |slot| std::mem::take(&mut slot.jobs_changed));
         let now = Instant::now();
-        if changed || now >= self.next || self.any_ended() {
+        // After a failure nothing hurries it: what is wrong may well be wrong again.
+        let news = self.failures == 0 && (changed || self.any_ended());
+        if news || now >= self.next {
             self.next = match self.look() {
                 Ok(wait) => {
                     self.failures = 0;
@@ -98,12 +100,12 @@ impl Scheduler {
             // Whoever was to start them is gone.
             jobs::abandon(database, None);
             self.started.clear();
-            for slot in self.there(extension) {
+            for slot in running(extension) {
                 self.started.insert(slot.run, None);
             }
-            self.extension = extension;
         }
-        self.reap(first)?;
+        self.reap(extension, first)?;
+        self.extension = extension;
         // DROP EXTENSION is on its way.
         if workers::get(self.slot).slow_held_by != 0 {
             return Ok(SHORT_OF_SLOTS);
@@ -131,16 +133,10 @@ impl Scheduler {
         Ok(wait)
     }
 
-    fn there(&self, extension: Oid) -> Vec<Running> {
-        let mut there = jobs::running_in(identity::my_database());
-        there.retain(|slot| slot.extension == extension);
-        there
-    }
-
     /// Notices runs that have ended, and sees to it that each has an end on record.
-    fn reap(&mut self, first: bool) -> Result<()> {
+    fn reap(&mut self, extension: Oid, first: bool) -> Result<()> {
         let database = identity::my_database();
-        let there = self.there(self.extension);
+        let there = running(extension);
         let ended: Vec<i64> = self
             .started
             .iter()
@@ -203,4 +199,11 @@ impl Scheduler {
         }
         Ok(!short)
     }
+}
+
+/// Runs of this database that have a process, of one extension.
+fn running(extension: Oid) -> Vec<Running> {
+    let mut running = jobs::running_in(identity::my_database());
+    running.retain(|slot| slot.extension == extension);
+    running
 }

@@ -356,7 +356,10 @@ fn the_old_default_goes_only_when_it_agrees() {
             assert_eq!(kept, ["log_default_exchanged"]);
             // Put on record after the look itself has ended.
             wait_until("it is said", SOON, || {
-                client.column(said).last().is_some_and(|state| state == "XX001")
+                client
+                    .column(said)
+                    .last()
+                    .is_some_and(|state| state == "XX001")
             });
             assert_eq!(
                 client.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'audit_db%'"),
