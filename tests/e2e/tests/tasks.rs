@@ -151,6 +151,8 @@ fn readers_never_miss_rows_that_move() {
          SELECT audit_db.manage_table('log', premake => 0, retention => '1 year');
          INSERT INTO log SELECT timestamptz '2001-01-15' + make_interval(months => n % {MONTHS}), n FROM generate_series(1, 800) n"
     ));
+    // The cycle that manage_table asks for would find the first of these months expired.
+    wait_until_workers_rest(&mut client);
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..2)
