@@ -548,6 +548,29 @@ fn tables_are_looked_after_as_their_owners() {
     assert_eq!(done(&mut client, "plain").len(), 1);
 }
 
+/// Tables often belong to a role that cannot log in.
+#[test]
+fn who_acts_for_an_owner_has_his_indexes_rebuilt() {
+    let mut client = CLUSTER.database("acting");
+    client.run(
+        "CREATE ROLE audit_group; CREATE ROLE acting LOGIN; GRANT audit_group TO acting; GRANT CREATE ON SCHEMA public TO audit_group;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA audit_db TO audit_group",
+    );
+    let mut acting = CLUSTER.connect_as("acting", "acting");
+    acting.run(
+        "SET client_min_messages = error; SET ROLE audit_group; SELECT audit_db.create_audit_log(premake => 1)",
+    );
+    load(&mut acting, 0, 60_000);
+    acting.run("DELETE FROM audit_log WHERE id % 10 <> 0");
+    acting.run("VACUUM (ANALYZE) audit_log");
+    let steps = steps(&mut acting, "");
+    assert_eq!(steps.len(), 4, "{steps:#?}");
+    assert!(steps.iter().all(|step| step[2] == "queued"), "{steps:#?}");
+    wait_until("the indexes are rebuilt", SOON, || {
+        acting.rows("SELECT owner, status FROM audit_db.job_runs") == [["acting", "succeeded"]]
+    });
+}
+
 #[test]
 fn vacuum_and_optimize() {
     let mut client = database("vacuum");
