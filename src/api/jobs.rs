@@ -173,7 +173,7 @@ fn submit(name: Option<&str>, what: &'static str) -> Result<i64> {
         let role = identity::role_name(job.owner);
         return Err(JobError::CannotConnect { role, reason }.into());
     }
-    let run = runs::enqueue(&job, None)?;
+    let run = runs::enqueue(&[(&job, None)])?.pop().unwrap_or_default();
     worker::jobs_change_at_commit();
     Ok(run)
 }

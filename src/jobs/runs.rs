@@ -31,25 +31,39 @@ fn time(micros: Option<i64>) -> Option<TimestampWithTimeZone> {
     micros.and_then(|micros| TimestampWithTimeZone::try_from(micros).ok())
 }
 
-/// Puts a run into the queue. Returns its number.
-pub fn enqueue(job: &Definition, scheduled_for: Option<i64>) -> Result<i64> {
+/// Puts runs into the queue, each with the time that it was scheduled for, if any. Returns their numbers.
+pub fn enqueue(runs: &[(&Definition, Option<i64>)]) -> Result<Vec<i64>> {
+    if runs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let texts = |text: fn(&Definition) -> &String| -> Vec<String> {
+        runs.iter().map(|(job, _)| text(job).clone()).collect()
+    };
+    let owners: Vec<Oid> = runs.iter().map(|(job, _)| job.owner).collect();
+    let times: Vec<Option<TimestampWithTimeZone>> =
+        runs.iter().map(|(_, slot)| time(*slot)).collect();
     as_extension_owner(|| {
         Ok(spi::written(
             "INSERT INTO audit_db.job_runs (name, owner, task, args, time_zone, scheduled_for)
-             VALUES ($1, $2::pg_catalog.oid::pg_catalog.regrole, $3, $4::pg_catalog.jsonb, $5, $6) RETURNING id",
+             SELECT a.name, a.owner::pg_catalog.regrole, a.task, a.args::pg_catalog.jsonb, a.time_zone, a.slot
+               FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.oid[]),
+                               pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]),
+                               pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.timestamptz[]))
+                    WITH ORDINALITY AS a(name, owner, task, args, time_zone, slot, place)
+              ORDER BY a.place RETURNING id",
             &[
-                job.name.as_str().into(),
-                job.owner.into(),
-                job.task.as_str().into(),
-                job.args.as_str().into(),
-                job.time_zone.as_str().into(),
-                time(scheduled_for).into(),
+                texts(|job| &job.name).into(),
+                owners.into(),
+                texts(|job| &job.task).into(),
+                texts(|job| &job.args).into(),
+                texts(|job| &job.time_zone).into(),
+                times.into(),
             ],
             |row| row.get::<i64>(1),
         )?
-        .pop()
+        .into_iter()
         .flatten()
-        .unwrap_or_default())
+        .collect())
     })
 }
 

@@ -5,7 +5,7 @@ use crate::jobs::definition::{self, Definition};
 use crate::jobs::runs::{self, Open};
 use crate::partition::managed::as_extension_owner;
 use crate::pg::clock::{self, NamedZone};
-use crate::pg::{spi, xact};
+use crate::pg::{identity, spi, xact};
 use crate::settings;
 use audit_db_core::schedule::{Schedule, Slots};
 use pgrx::datum::TimestampWithTimeZone;
@@ -44,6 +44,7 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
     let mut open = runs::open()?;
     let handled = handled()?;
     let mut next: Option<i64> = None;
+    let (mut looked_after, mut due) = (Vec::new(), Vec::new());
     for job in definition::all()? {
         if !job.enabled {
             continue;
@@ -56,19 +57,39 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
                 continue;
             }
         };
-        let handled = handled.get(&job.name).copied();
-        let before = open.len();
-        // One that cannot be looked at does not keep the others from running.
-        let due = xact::in_subtransaction(|| due(&job, &schedule, zone, handled, now, &mut open));
-        let due = due.unwrap_or_else(|error| {
-            error.warn();
-            open.truncate(before);
-            schedule.next(now, &zone)
-        });
-        next = match (next, due) {
+        let from = match handled.get(&job.name) {
+            Some(handled) if *handled <= now + TRUSTED_STEP_BACK_MICROS => *handled,
+            // New, or looked after by a clock that was far ahead.
+            _ => {
+                looked_after.push(job.name.clone());
+                now
+            }
+        };
+        let slots = schedule.due(from, now, &zone);
+        if let Some(slots) = slots {
+            looked_after.push(job.name.clone());
+            // One that cannot be looked at does not keep the others from running.
+            match xact::in_subtransaction(|| may_run(&job, slots, &open)) {
+                Ok(true) => due.push((job, slots.last)),
+                Ok(false) => {}
+                Err(error) => error.warn(),
+            }
+        }
+        let soonest = schedule.next(from.max(now), &zone);
+        next = match (next, soonest) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
+    }
+    note_handled(&looked_after, now)?;
+    let queued: Vec<_> = due.iter().map(|(job, slot)| (job, Some(*slot))).collect();
+    for (id, (job, _)) in runs::enqueue(&queued)?.into_iter().zip(&due) {
+        open.push(Open {
+            id,
+            name: job.name.clone(),
+            owner: job.owner,
+            queued: true,
+        });
     }
     let mut busy: HashSet<&str> = open
         .iter()
@@ -84,80 +105,37 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
     Ok(Found { start, next })
 }
 
-/// Puts what is due of one job into the queue. Returns its next time.
-fn due(
-    job: &Definition,
-    schedule: &Schedule,
-    zone: NamedZone,
-    handled: Option<i64>,
-    now: i64,
-    open: &mut Vec<Open>,
-) -> Result<Option<i64>> {
-    let from = match handled {
-        Some(handled) if handled <= now + TRUSTED_STEP_BACK_MICROS => handled,
-        // New, or looked after by a clock that was far ahead.
-        _ => {
-            note_handled(&job.name, now)?;
-            now
-        }
-    };
-    let Some(slots) = schedule.due(from, now, &zone) else {
-        return Ok(schedule.next(from.max(now), &zone));
-    };
-    note_handled(&job.name, now)?;
-    if let Some(run) = open.iter().find(|run| run.name == job.name) {
+/// Whether a job that is due is to run, at the last of these times. What does not take place is put on record.
+fn may_run(job: &Definition, slots: Slots, open: &[Open]) -> Result<bool> {
+    let because = if let Some(run) = open.iter().find(|run| run.name == job.name) {
         let state = if run.queued { "waits" } else { "goes on" };
-        runs::missed(
-            job,
-            slots.first,
-            &format!(
-                "{} because run {} still {state}",
-                missed_times(slots),
-                run.id
-            ),
-        )?;
+        format!("run {} still {state}", run.id)
     } else if settings::max_job_workers() == 0 {
-        let reason = "because audit_db.max_job_workers is 0";
-        runs::missed(
-            job,
-            slots.first,
-            &format!("{} {reason}", missed_times(slots)),
-        )?;
+        "audit_db.max_job_workers is 0".to_owned()
     } else if let Some(reason) = definition::why_not_connect(job.owner)? {
         definition::disable(job, reason)?;
-        let role = crate::pg::identity::role_name(job.owner);
-        let error = Error::from(JobError::CannotConnect { role, reason });
-        let message = format!(
-            "{} because {}",
-            missed_times(slots),
-            error.failure().message
-        );
-        runs::missed(job, slots.first, &message)?;
-        return Ok(None);
+        let role = identity::role_name(job.owner);
+        Error::from(JobError::CannotConnect { role, reason })
+            .failure()
+            .message
     } else {
         if slots.count > 1 {
             let earlier = Slots {
                 count: slots.count - 1,
                 ..slots
             };
-            runs::missed(
-                job,
-                slots.first,
-                &format!(
-                    "{} before {} because the server or its worker was not there",
-                    missed_times(earlier),
-                    clock::text(slots.last)
-                ),
-            )?;
+            let message = format!(
+                "{} before {} because the server or its worker was not there",
+                missed_times(earlier),
+                clock::text(slots.last)
+            );
+            runs::missed(job, slots.first, &message)?;
         }
-        open.push(Open {
-            id: runs::enqueue(job, Some(slots.last))?,
-            name: job.name.clone(),
-            owner: job.owner,
-            queued: true,
-        });
-    }
-    Ok(schedule.next(now, &zone))
+        return Ok(true);
+    };
+    let message = format!("{} because {because}", missed_times(slots));
+    runs::missed(job, slots.first, &message)?;
+    Ok(false)
 }
 
 fn missed_times(slots: Slots) -> String {
@@ -189,13 +167,17 @@ fn handled() -> Result<HashMap<String, i64>> {
     })
 }
 
-fn note_handled(name: &str, until: i64) -> Result<()> {
+fn note_handled(names: &[String], until: i64) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
     as_extension_owner(|| {
         spi::execute(
-            "INSERT INTO audit_db.job_slots AS s (name, handled_until) VALUES ($1, $2)
+            "INSERT INTO audit_db.job_slots AS s (name, handled_until)
+             SELECT DISTINCT a.name, $2::pg_catalog.timestamptz FROM pg_catalog.unnest($1::pg_catalog.text[]) AS a(name)
              ON CONFLICT (name) DO UPDATE SET handled_until = excluded.handled_until",
             &[
-                name.into(),
+                names.to_vec().into(),
                 TimestampWithTimeZone::try_from(until).ok().into(),
             ],
         )?;

@@ -42,6 +42,8 @@ struct Parent {
 /// More pages than the planner knows of by this factor make a table due: the count of changes does not survive a crash.
 const GROWTH: f64 = 1.1;
 const PAGES_MATTER: f64 = 10.0;
+/// ANALYZE of a partitioned table takes its partitions after the table itself.
+const SAME_TIME_MICROS: i64 = 60_000_000;
 
 /// What is due of a table and its partitions.
 pub struct Due {
@@ -88,7 +90,7 @@ pub fn due(root: Oid, ahead: &Ahead<'_>) -> Result<Due> {
             continue;
         } else if !parent.analyzed {
             "it was never analyzed"
-        } else if changes || newest > parent.last {
+        } else if changes || newest > parent.last.map(|last| last + SAME_TIME_MICROS) {
             "its partitions were analyzed, or will be"
         } else {
             continue;

@@ -42,9 +42,9 @@ pub fn as_extension_owner<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// The role that owns the extension's tables.
 pub fn extension_owner() -> Result<Oid> {
-    spi::rows(
+    spi::rows_of_kept(
         "SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1",
-        &[relation()?.into()],
+        &[relation()?],
         |row| row.get::<Oid>(1),
     )?
     .pop()

@@ -249,7 +249,7 @@ fn keep_up_one(
             .iter()
             .any(|run| run.queued && run.name == job.name && run.owner == role);
         if !waits {
-            runs::enqueue(&job, None)?;
+            runs::enqueue(&[(&job, None)])?;
         }
         Ok(())
     })?;

@@ -347,20 +347,6 @@ fn bloated_indexes_shrink_while_others_write() {
     );
     for step in &steps {
         println!("{}: {}", step[1], step[3]);
-        // What the statistics have promised is what came of it.
-        let numbers: Vec<f64> = step[3]
-            .split(|letter: char| !letter.is_ascii_digit())
-            .filter_map(|word| word.parse().ok())
-            .collect();
-        let [bloat, size, _, made] = numbers[..] else {
-            panic!("{}", step[3]);
-        };
-        let promised = size * (1.0 - bloat / 100.0);
-        assert!(
-            (0.8..1.25).contains(&(promised / made)),
-            "{}: {promised}",
-            step[3]
-        );
     }
     assert!(steps.len() >= 4, "{steps:#?}");
     assert!(after < before / 2, "{before} -> {after}");
@@ -567,7 +553,7 @@ fn who_acts_for_an_owner_has_his_indexes_rebuilt() {
     assert_eq!(steps.len(), 4, "{steps:#?}");
     assert!(steps.iter().all(|step| step[2] == "queued"), "{steps:#?}");
     wait_until("the indexes are rebuilt", SOON, || {
-        acting.rows("SELECT owner, status FROM audit_db.job_runs") == [["acting", "succeeded"]]
+        client.rows("SELECT owner, status FROM audit_db.job_runs") == [["acting", "succeeded"]]
     });
 }
 
@@ -609,6 +595,23 @@ fn vacuum_and_optimize() {
     CLUSTER.reload(&[("audit_db.auto_optimization", "on")]);
     client.run("CALL audit_db.run_job('optimize')");
     let steps = done(&mut client, "optimize");
-    assert!(steps.iter().any(|step| step[0] == "reindex"), "{steps:#?}");
+    let rebuilt: Vec<_> = steps.iter().filter(|step| step[0] == "reindex").collect();
+    assert_eq!(rebuilt.len(), 4, "{steps:#?}");
+    // What the statistics have promised is what came of it: within the per cent that they are rounded to, and a tenth.
+    for step in rebuilt {
+        let numbers: Vec<f64> = step[3]
+            .split(|letter: char| !letter.is_ascii_digit())
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        let [bloat, size, _, made] = numbers[..] else {
+            panic!("{}", step[3]);
+        };
+        let promised = size * (1.0 - bloat / 100.0);
+        assert!(
+            (promised - made).abs() <= 0.1 * made + 0.005 * size,
+            "{}: {promised}",
+            step[3]
+        );
+    }
     CLUSTER.reload(&[("audit_db.auto_optimization", "off")]);
 }
