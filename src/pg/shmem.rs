@@ -138,6 +138,12 @@ impl Condition {
     }
 }
 
+#[cfg(feature = "pg14")]
+unsafe extern "C" {
+    /// Not in pgrx's bindings.
+    static autovacuum_max_workers: std::ffi::c_int;
+}
+
 /// Most processes that can be connected to a database at a time.
 pub fn max_backends() -> usize {
     // SAFETY: reads variables that are set before shared memory is sized.
@@ -145,7 +151,7 @@ pub fn max_backends() -> usize {
         // 14 computes the sum later than it loads libraries.
         #[cfg(feature = "pg14")]
         let count = pg_sys::MaxConnections
-            + pg_sys::autovacuum_max_workers
+            + autovacuum_max_workers
             + 1
             + pg_sys::max_worker_processes
             + pg_sys::max_wal_senders;
