@@ -120,7 +120,7 @@ SELECT step, object, action, detail FROM audit_db.maintain_partitions('public.au
 CALL audit_db.run_job('maintenance');
 SELECT s->>'step' AS step, s->>'object' AS object, s->>'action' AS action, (s->>'duration_ms')::numeric(10, 1) AS duration_ms
 FROM audit_db.job_runs r, jsonb_array_elements(r.steps) s WHERE r.name = 'maintenance';
-\echo A job of one's own, at half past three on working days in Berlin:
+\echo A job of your own, at half past three on working days in Berlin:
 SELECT audit_db.schedule_job('failures', '30 3 * * MON-FRI', 'sql',
     '{"command": "SELECT count(*) FROM public.audit_log WHERE status = $$failure$$", "timeout": "5 min"}', 'Europe/Berlin') AS job;
 CALL audit_db.run_job('failures');

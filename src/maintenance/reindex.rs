@@ -5,7 +5,7 @@
 //! denser than it was then: an estimate that is off costs one rebuild, not one a week. Only B-trees are estimated.
 
 use super::Limits;
-use super::analyze::TREE;
+use super::analyze::{self, Ahead, TREE};
 use crate::error::{Error, JobError, Result};
 use crate::partition::managed::as_extension_owner;
 use crate::partition::steps;
@@ -15,6 +15,7 @@ use crate::pg::{catalog, disk, identity, spi, xact};
 use crate::settings;
 use audit_db_core::btree_size::{self, Shape};
 use pgrx::pg_sys::Oid;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// What is done with an index.
@@ -79,11 +80,16 @@ struct Index {
     rebuilt: Option<f64>,
 }
 
-/// What is due of a table and its partitions, in order.
+/// What is due of a table and its partitions, in order. Bloat is judged only where the statistics are fresh.
 pub fn due(root: Oid, limits: &Limits) -> Result<Vec<Target>> {
+    let stale: HashSet<Oid> = analyze::due(root, &Ahead::default())?
+        .leaves
+        .into_iter()
+        .map(|table| table.oid)
+        .collect();
     let mut due: Vec<Target> = indexes(root)?
         .iter()
-        .filter_map(|index| index.target(limits))
+        .filter_map(|index| index.target(limits, stale.contains(&index.table)))
         .collect();
     order(&mut due);
     Ok(due)
@@ -100,7 +106,7 @@ pub fn order(targets: &mut [Target]) {
 }
 
 impl Index {
-    fn target(&self, limits: &Limits) -> Option<Target> {
+    fn target(&self, limits: &Limits, stale: bool) -> Option<Target> {
         let size = self.size?;
         let target = |action, gain, reason| {
             Some(Target {
@@ -128,6 +134,9 @@ impl Index {
         }
         if !self.valid {
             return target(Action::Rebuild, i64::MAX, "it is not valid".to_owned());
+        }
+        if stale {
+            return None;
         }
         let pages = size as f64 / self.page;
         let expected = self.expected_pages()?;

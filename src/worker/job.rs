@@ -197,7 +197,11 @@ fn builtin(task: &Task, owner: Oid, limits: &Limits, record: &mut Record) -> Res
             Ok(())
         }
         Kind::Analyze => statistics(&tables, ALL, limits, record),
-        Kind::Reindex => indexes(&tables, limits, record),
+        Kind::Reindex => {
+            // Bloat is judged by the statistics, so these come first.
+            statistics(&tables, ANALYZE, limits, record)?;
+            indexes(&tables, limits, record)
+        }
         Kind::Vacuum => {
             let mut due = Vec::new();
             for table in tables {
@@ -213,6 +217,12 @@ fn builtin(task: &Task, owner: Oid, limits: &Limits, record: &mut Record) -> Res
         Kind::Sql => Err(Error::Internal("a command is no task of ours".into())),
     }
 }
+
+const ANALYZE: Options = Options {
+    analyze_tables: true,
+    update_statistics: false,
+    reindex_if_needed: false,
+};
 
 const ALL: Options = Options {
     analyze_tables: true,

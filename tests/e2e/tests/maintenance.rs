@@ -70,8 +70,9 @@ fn a_dry_run_lists_what_the_call_then_does() {
     // Rows for months that do not exist, a month that has changed, one that has expired, and a bloated index.
     load(&mut client, 0, 60_000);
     client.run("DELETE FROM audit_log WHERE id % 10 <> 0");
+    client.run("SELECT pg_stat_force_next_flush()");
     client.run("VACUUM (ANALYZE) audit_log");
-    load(&mut client, 0, 1_000);
+    load(&mut client, 1, 1_000);
     client.run(
         "INSERT INTO audit_log (\"timestamp\", action, status) SELECT now() - i * interval '1 month', 'late', 'ok' FROM generate_series(3, 6) i,
                 generate_series(1, 20);
@@ -291,6 +292,7 @@ fn churn(client: &mut Client) {
     client.run(&format!(
         "ANALYZE {month}; UPDATE audit_log SET resource_id = md5(resource_id) WHERE id % 2 = 0; DELETE FROM audit_log WHERE id % 5 <> 0"
     ));
+    client.run("SELECT pg_stat_force_next_flush()");
     client.run(&format!("VACUUM (ANALYZE, INDEX_CLEANUP ON) {month}"));
 }
 
@@ -366,8 +368,10 @@ fn bloated_indexes_shrink_while_others_write() {
         ),
         "0"
     );
+    // The rows that were written meanwhile may make statistics due, but no index.
     client.run("CALL audit_db.run_job('rebuild')");
-    assert_eq!(done(&mut client, "rebuild"), Vec::<Vec<String>>::new());
+    let steps = done(&mut client, "rebuild");
+    assert!(steps.iter().all(|step| step[0] == "analyze"), "{steps:#?}");
 }
 
 #[test]
@@ -425,6 +429,7 @@ fn limits_of_a_rebuild() {
 fn leftovers_of_an_interrupted_rebuild_go_and_invalid_indexes_are_rebuilt() {
     let mut client = database("leftovers");
     load(&mut client, 0, 1_000);
+    client.run("ANALYZE audit_log");
     let month = this_month(&mut client, 0);
     let mut holder = CLUSTER.connect("leftovers");
     holder.run(
@@ -548,6 +553,7 @@ fn who_acts_for_an_owner_has_his_indexes_rebuilt() {
     );
     load(&mut acting, 0, 60_000);
     acting.run("DELETE FROM audit_log WHERE id % 10 <> 0");
+    acting.run("SELECT pg_stat_force_next_flush()");
     acting.run("VACUUM (ANALYZE) audit_log");
     let steps = steps(&mut acting, "");
     assert_eq!(steps.len(), 4, "{steps:#?}");
