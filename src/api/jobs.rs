@@ -9,6 +9,7 @@ use crate::jobs::task::{Kind, Task};
 use crate::maintenance;
 use crate::pg::guc::Scope;
 use crate::pg::{catalog, identity, procedure, signal};
+use crate::settings;
 use crate::shmem;
 use crate::worker;
 use pgrx::datum::{JsonB, TimestampWithTimeZone};
@@ -183,6 +184,9 @@ fn run_job(name: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) {
     if procedure::is_atomic(fcinfo) {
         Error::from(JobError::InTransactionBlock).raise();
     }
+    if settings::max_job_workers() == 0 {
+        Error::from(JobError::NoneAllowed).raise();
+    }
     let name = name.map(str::to_owned);
     let run = super::changing("run_job", || submit(name.as_deref(), "audit_db.run_job"));
     procedure::commit();
@@ -193,11 +197,15 @@ fn run_job(name: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) {
             signal::check();
         }
         poll = (poll * 2).min(POLLS[1]);
-        let outcome = or_raise({
-            let _scope = Scope::reading();
-            runs::outcome(run)
+        // A cancel that comes meanwhile is looked at above, where it takes the run along.
+        let outcome = signal::uninterrupted(|| {
+            let outcome = or_raise({
+                let _scope = Scope::reading();
+                runs::outcome(run)
+            });
+            procedure::commit();
+            outcome
         });
-        procedure::commit();
         if let Some(outcome) = outcome {
             break outcome;
         }

@@ -31,6 +31,8 @@ pub enum JobError {
         reason: &'static str,
     },
     InTransactionBlock,
+    NoClient,
+    NoneAllowed,
     /// A run that somebody waited for did not succeed, and left no error.
     NotRun {
         name: String,
@@ -153,6 +155,18 @@ impl JobError {
                 some(
                     "Call it on its own, or use audit_db.submit_job, which does not wait for the job.",
                 ),
+            ),
+            Self::NoClient => (
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "a job's command cannot COPY from or to a client".into(),
+                some("A job has no client."),
+                some("Name a file or a program, or use INSERT."),
+            ),
+            Self::NoneAllowed => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "no job runs at present".into(),
+                some("Setting audit_db.max_job_workers is 0."),
+                some("Raise it, or use audit_db.submit_job, which does not wait."),
             ),
             Self::NotRun {
                 name,

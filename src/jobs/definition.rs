@@ -138,12 +138,29 @@ fn forget_slot(name: &str) -> Result<()> {
 
 /// A job that cannot run any longer stops trying, and says why.
 pub fn disable(job: &Definition, reason: &str) -> Result<()> {
-    save(&Definition {
-        enabled: false,
-        disabled_reason: Some(reason.to_owned()),
-        ..job.clone()
-    })?;
-    Ok(())
+    if job.unchanged {
+        save(&Definition {
+            enabled: false,
+            disabled_reason: Some(reason.to_owned()),
+            ..job.clone()
+        })?;
+        return Ok(());
+    }
+    // Somebody may have changed or removed it meanwhile.
+    as_extension_owner(|| {
+        spi::execute(
+            "UPDATE audit_db.job_definitions SET enabled = false, disabled_reason = $2
+              WHERE name = $1 AND owner::pg_catalog.oid = $3 AND schedule = $4 AND time_zone = $5 AND enabled",
+            &[
+                job.name.as_str().into(),
+                reason.into(),
+                job.owner.into(),
+                job.schedule.as_str().into(),
+                job.time_zone.as_str().into(),
+            ],
+        )?;
+        Ok(())
+    })
 }
 
 /// Why a role cannot run jobs in this database, if so.

@@ -14,6 +14,9 @@ use std::collections::{HashMap, HashSet};
 /// A clock that was set back by less than this makes jobs wait; by more, it was wrong before.
 const TRUSTED_STEP_BACK_MICROS: i64 = 3 * 3_600_000_000;
 
+/// A job that could not be looked at gets its turn after this time.
+const AGAIN_MICROS: i64 = 1_000_000;
+
 /// What a look has found.
 pub struct Found {
     /// Runs to be started now, in this order.
@@ -44,7 +47,7 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
     let mut open = runs::open()?;
     let handled = handled()?;
     let mut next: Option<i64> = None;
-    let (mut looked_after, mut due) = (Vec::new(), Vec::new());
+    let (mut new, mut due) = (Vec::new(), Vec::new());
     for job in definition::all()? {
         if !job.enabled {
             continue;
@@ -53,7 +56,10 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
             Ok(parsed) => parsed,
             Err(error) => {
                 // Its schedule or its zone means nothing to this server.
-                definition::disable(&job, &error.failure().message)?;
+                let reason = error.failure().message;
+                note(xact::in_subtransaction(|| {
+                    definition::disable(&job, &reason)
+                }));
                 continue;
             }
         };
@@ -61,29 +67,45 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
             Some(handled) if *handled <= now + TRUSTED_STEP_BACK_MICROS => *handled,
             // New, or looked after by a clock that was far ahead.
             _ => {
-                looked_after.push(job.name.clone());
+                new.push(job.name.clone());
                 now
             }
         };
-        let slots = schedule.due(from, now, &zone);
-        if let Some(slots) = slots {
-            looked_after.push(job.name.clone());
-            // One that cannot be looked at does not keep the others from running.
-            match xact::in_subtransaction(|| may_run(&job, slots, &open)) {
-                Ok(true) => due.push((job, slots.last)),
-                Ok(false) => {}
-                Err(error) => error.warn(),
+        let soonest = schedule.next(from.max(now), &zone);
+        if let Some(slots) = schedule.due(from, now, &zone) {
+            due.push((job, slots));
+        }
+        next = earlier(next, soonest);
+    }
+    // Who has changed a job and not committed yet must not keep the others from running: his has to wait.
+    let free_names = lock_slots(&due)?;
+    let all = due.len();
+    due.retain(|(job, _)| free_names.contains(&job.name));
+    if due.len() < all {
+        next = earlier(next, Some(now + AGAIN_MICROS));
+    }
+    let (mut looked_after, mut queued) = (new, Vec::new());
+    for (job, slots) in due {
+        // One that cannot be looked at does not keep the others from running either.
+        match xact::in_subtransaction(|| may_run(&job, slots, &open)) {
+            Ok(may_run) => {
+                looked_after.push(job.name.clone());
+                if may_run {
+                    queued.push((job, slots.last));
+                }
+            }
+            Err(error) => {
+                error.warn();
+                next = earlier(next, Some(now + AGAIN_MICROS));
             }
         }
-        let soonest = schedule.next(from.max(now), &zone);
-        next = match (next, soonest) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
     }
     note_handled(&looked_after, now)?;
-    let queued: Vec<_> = due.iter().map(|(job, slot)| (job, Some(*slot))).collect();
-    for (id, (job, _)) in runs::enqueue(&queued)?.into_iter().zip(&due) {
+    let runs: Vec<_> = queued
+        .iter()
+        .map(|(job, slot)| (job, Some(*slot)))
+        .collect();
+    for (id, (job, _)) in runs::enqueue(&runs)?.into_iter().zip(&queued) {
         open.push(Open {
             id,
             name: job.name.clone(),
@@ -103,6 +125,37 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
         .cloned()
         .collect();
     Ok(Found { start, next })
+}
+
+fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+fn note(outcome: Result<()>) {
+    if let Err(error) = outcome {
+        error.warn();
+    }
+}
+
+/// Which of these jobs nobody is changing: their slots stay locked until the look ends.
+fn lock_slots(due: &[(Definition, Slots)]) -> Result<HashSet<String>> {
+    if due.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let names: Vec<String> = due.iter().map(|(job, _)| job.name.clone()).collect();
+    as_extension_owner(|| {
+        Ok(spi::written(
+            "SELECT name FROM audit_db.job_slots WHERE name = ANY ($1) FOR UPDATE SKIP LOCKED",
+            &[names.into()],
+            |row| row.get::<String>(1),
+        )?
+        .into_iter()
+        .flatten()
+        .collect())
+    })
 }
 
 /// Whether a job that is due is to run, at the last of these times. What does not take place is put on record.

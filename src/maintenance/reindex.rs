@@ -42,7 +42,9 @@ pub struct Target {
     /// Qualified.
     pub name: String,
     table: Oid,
+    heap: Oid,
     table_name: String,
+    /// Whose rights it takes. Nobody else than superusers can name what is in pg_toast.
     owner: Oid,
     tablespace: Oid,
     size: i64,
@@ -78,6 +80,8 @@ struct Index {
     distinct: Vec<f64>,
     /// Bytes an entry when it was rebuilt here.
     rebuilt: Option<f64>,
+    /// The table that people see: of a TOAST table the one it belongs to.
+    heap: Oid,
 }
 
 /// What is due of a table and its partitions, in order. Bloat is judged only where the statistics are fresh.
@@ -113,6 +117,7 @@ impl Index {
                 oid: self.oid,
                 name: self.name.clone(),
                 table: self.table,
+                heap: self.heap,
                 table_name: self.table_name.clone(),
                 owner: self.owner,
                 tablespace: self.tablespace,
@@ -212,7 +217,9 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
     spi::rows(
         &format!(
             "SELECT i.indexrelid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(ic.relname),
-                    tc.oid, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(tc.relname), tc.relowner,
+                    tc.oid, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(tc.relname),
+                    CASE tc.relkind WHEN 't' THEN (SELECT m.relowner FROM pg_catalog.pg_class m WHERE m.oid = 'audit_db.managed_tables'::pg_catalog.regclass)
+                                    ELSE tc.relowner END,
                     ic.reltablespace,
                     pg_catalog.current_setting('block_size')::pg_catalog.float8, ic.reltuples::pg_catalog.float8,
                     i.indisvalid,
@@ -225,13 +232,14 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
                                      WHERE o.option_name = 'deduplicate_items'), true)
                       AND a.can_share,
                     a.lengths, a.alignments, a.widths, a.distincts,
-                    (SELECT z.bytes_per_tuple FROM audit_db.index_sizes z WHERE z.index = i.indexrelid)
+                    (SELECT z.bytes_per_tuple FROM audit_db.index_sizes z WHERE z.index = i.indexrelid),
+                    lc.oid
                FROM ({TREE}) l
                JOIN pg_catalog.pg_class lc ON lc.oid = l.oid AND lc.relkind IN ('r', 'm')
                JOIN pg_catalog.pg_class tc ON tc.oid IN (lc.oid, lc.reltoastrelid)
                JOIN pg_catalog.pg_namespace tn ON tn.oid = tc.relnamespace
-               JOIN pg_catalog.pg_index i ON i.indrelid = tc.oid AND NOT i.indisexclusion AND i.indislive
-               JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
+               JOIN pg_catalog.pg_index i ON i.indrelid = tc.oid AND NOT i.indisexclusion
+               JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid AND (i.indislive OR NOT i.indisvalid AND ic.relname ~ '_cc(new|old)[0-9]*$')
                JOIN pg_catalog.pg_namespace n ON n.oid = ic.relnamespace
                JOIN pg_catalog.pg_am am ON am.oid = ic.relam
               CROSS JOIN LATERAL (
@@ -251,7 +259,8 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
                        AND s.staattnum = CASE i.indkey[t.attnum - 1] WHEN 0 THEN t.attnum ELSE i.indkey[t.attnum - 1] END
                        AND NOT s.stainherit
                      WHERE t.attrelid = i.indexrelid AND t.attnum > 0) a
-              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index g WHERE g.relid IN (lc.oid, lc.reltoastrelid))
+              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index g
+                                 WHERE g.relid IN (lc.oid, lc.reltoastrelid) AND g.datname = pg_catalog.current_database())
               ORDER BY 2"
         ),
         &[root.into()],
@@ -279,6 +288,7 @@ fn indexes(root: Oid) -> Result<Vec<Index>> {
                 widths: row.get(16)?.unwrap_or_default(),
                 distinct: row.get(17)?.unwrap_or_default(),
                 rebuilt: row.get(18)?,
+                heap: row.get(19)?.unwrap_or(Oid::INVALID),
             })
         },
     )
@@ -367,7 +377,7 @@ fn measure(target: &Target) -> Result<i64> {
 fn clear_leftovers(target: &Target) -> Result<()> {
     let base = target.name.clone();
     let left = xact::in_transaction(|| {
-        Ok(indexes(target.table)?
+        Ok(indexes(target.heap)?
             .into_iter()
             .filter(|index| index.leftover)
             .collect::<Vec<_>>())

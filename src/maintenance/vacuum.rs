@@ -20,7 +20,7 @@ pub fn due(root: Oid) -> Result<Vec<Target>> {
                JOIN pg_catalog.pg_stat_all_tables s ON s.relid = c.oid
               WHERE s.n_dead_tup > pg_catalog.current_setting('autovacuum_vacuum_threshold')::pg_catalog.float8
                       + pg_catalog.current_setting('autovacuum_vacuum_scale_factor')::pg_catalog.float8 * GREATEST(c.reltuples, 0)
-                 OR s.n_ins_since_vacuum > pg_catalog.current_setting('autovacuum_vacuum_insert_threshold')::pg_catalog.float8
+                 OR pg_catalog.current_setting('autovacuum_vacuum_insert_threshold')::pg_catalog.int4 >= 0 AND s.n_ins_since_vacuum > pg_catalog.current_setting('autovacuum_vacuum_insert_threshold')::pg_catalog.float8
                       + pg_catalog.current_setting('autovacuum_vacuum_insert_scale_factor')::pg_catalog.float8 * GREATEST(c.reltuples, 0)
               ORDER BY 2"
         ),

@@ -40,13 +40,26 @@ pub fn wait_for_interrupt(timeout: Duration) -> bool {
 }
 
 /// Runs something that must be done although this session is to be cancelled.
-pub fn uninterrupted(body: impl FnOnce()) {
-    // SAFETY: a counter of this process; the recovery from an error sets it to nothing.
+pub fn uninterrupted<T>(body: impl FnOnce() -> T) -> T {
+    // SAFETY: a counter of this process. An error sets it to nothing, so it is put back and not counted down.
     unsafe {
-        pg_sys::InterruptHoldoffCount += 1;
-        body();
-        pg_sys::InterruptHoldoffCount -= 1;
+        let before = pg_sys::InterruptHoldoffCount;
+        pg_sys::InterruptHoldoffCount = before + 1;
+        let value = body();
+        pg_sys::InterruptHoldoffCount = before;
+        value
     }
+}
+
+/// A cancel that has come is too late.
+pub fn forget_cancel() {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::QueryCancelPending = 0 };
+}
+
+/// A cancel that hit something else than what it was meant for.
+pub fn note_cancelled() {
+    CANCELLED.store(true, Ordering::Relaxed);
 }
 
 /// Raises a cancel or termination that has come, as [`wait`] does, without waiting.

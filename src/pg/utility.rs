@@ -1,7 +1,7 @@
 //! Commands that are run as a client would run them: those that must not be inside a transaction block (CONCURRENTLY, FINALIZE,
 //! VACUUM), and those of jobs.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, JobError, Result};
 use crate::pg::{compat, xact};
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
@@ -95,9 +95,7 @@ unsafe fn statements(text: &CStr, memory: pg_sys::MemoryContext) -> Result<Vec<C
             pgrx::PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
         let alone = parsed.len() == 1;
         for raw in parsed.iter_ptr() {
-            if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TransactionStmt {
-                return Err(Error::TransactionControl);
-            }
+            check((*raw).stmt)?;
             let tag = pg_sys::CreateCommandTag((*raw).stmt);
             let snapshot = pg_sys::analyze_requires_snapshot(raw);
             if snapshot {
@@ -140,6 +138,26 @@ unsafe fn statements(text: &CStr, memory: pg_sys::MemoryContext) -> Result<Vec<C
     Ok(done)
 }
 
+/// What a command of a job may not be.
+///
+/// # Safety
+/// The node must be a live statement of the server's parser.
+unsafe fn check(statement: *mut pg_sys::Node) -> Result<()> {
+    // SAFETY: the tag says which structure it is.
+    unsafe {
+        match (*statement).type_ {
+            pg_sys::NodeTag::T_TransactionStmt => Err(Error::TransactionControl),
+            // Without a client the server would read and write its own standard input and output, which is its log.
+            pg_sys::NodeTag::T_CopyStmt
+                if (*statement.cast::<pg_sys::CopyStmt>()).filename.is_null() =>
+            {
+                Err(JobError::NoClient.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Raises what the server's parser has to say about a command; nothing else is looked at.
 pub fn check_syntax(sql: &str) -> Result<()> {
     let text =
@@ -149,9 +167,7 @@ pub fn check_syntax(sql: &str) -> Result<()> {
         let parsed =
             pgrx::PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
         for raw in parsed.iter_ptr() {
-            if (*(*raw).stmt).type_ == pg_sys::NodeTag::T_TransactionStmt {
-                return Err(Error::TransactionControl);
-            }
+            check((*raw).stmt)?;
         }
         if parsed.is_empty() {
             return Err(Error::invalid("the command is empty"));

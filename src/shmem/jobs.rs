@@ -19,12 +19,28 @@ pub struct Running {
 }
 
 #[derive(Clone, Copy)]
-struct Jobs([Option<Running>; MAX_RUNNING]);
+struct Jobs {
+    /// Counts reservations: a process that comes late must not take a slot that was meant for another one.
+    tickets: u32,
+    slots: [Option<(u32, Running)>; MAX_RUNNING],
+}
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self([None; MAX_RUNNING])
+        Self {
+            tickets: 0,
+            slots: [None; MAX_RUNNING],
+        }
     }
+}
+
+/// A reserved slot as the argument of a process, and back.
+const fn pack(index: usize, ticket: u32) -> usize {
+    (ticket as usize) << 8 | index
+}
+
+const fn unpack(argument: usize) -> (usize, u32) {
+    (argument & 0xff, (argument >> 8) as u32)
 }
 
 // SAFETY: plain data of fixed size without pointers.
@@ -37,39 +53,46 @@ pub(super) fn request() {
     pg_shmem_init!(JOBS);
 }
 
-/// Takes a slot for a run. `None`: all are taken.
+/// Takes a slot for a run. Returns what its process gets as its argument. `None`: all are taken.
 pub fn reserve(running: Running) -> Option<usize> {
     let mut jobs = JOBS.exclusive();
-    let index = jobs.0.iter().position(Option::is_none)?;
-    jobs.0[index] = Some(running);
-    Some(index)
+    let index = jobs.slots.iter().position(Option::is_none)?;
+    jobs.tickets = jobs.tickets.wrapping_add(1);
+    let ticket = jobs.tickets;
+    jobs.slots[index] = Some((ticket, running));
+    Some(pack(index, ticket))
 }
 
 /// The process of a run has started. `None`: it comes too late.
-pub fn attach(index: usize, pid: i32) -> Option<Running> {
+pub fn attach(argument: usize, pid: i32) -> Option<Running> {
+    let (index, ticket) = unpack(argument);
     let mut jobs = JOBS.exclusive();
-    let slot = jobs
-        .0
-        .get_mut(index)?
-        .as_mut()
-        .filter(|slot| slot.pid == 0)?;
-    slot.pid = pid;
-    Some(*slot)
+    let (reserved, running) = jobs.slots.get_mut(index)?.as_mut()?;
+    if *reserved != ticket || running.pid != 0 {
+        return None;
+    }
+    running.pid = pid;
+    Some(*running)
 }
 
 /// The process of a run ends.
-pub fn leave(index: usize, pid: i32) {
+pub fn leave(argument: usize, pid: i32) {
+    let (index, _) = unpack(argument);
     let mut jobs = JOBS.exclusive();
-    if jobs.0[index].is_some_and(|slot| slot.pid == pid) {
-        jobs.0[index] = None;
+    if let Some(slot) = jobs.slots.get_mut(index)
+        && slot.is_some_and(|(_, running)| running.pid == pid)
+    {
+        *slot = None;
     }
 }
 
-/// A run will get no process after all: whoever was to start it has not, or could not.
+/// A run will get no process after all: whoever was to start it has not, or could not, or it must not come any more.
 pub fn abandon(database: pg_sys::Oid, run: Option<i64>) {
-    for slot in &mut JOBS.exclusive().0 {
-        if slot.is_some_and(|slot| {
-            slot.database == database && slot.pid == 0 && run.is_none_or(|run| run == slot.run)
+    for slot in &mut JOBS.exclusive().slots {
+        if slot.is_some_and(|(_, running)| {
+            running.database == database
+                && running.pid == 0
+                && run.is_none_or(|run| run == running.run)
         }) {
             *slot = None;
         }
@@ -79,9 +102,10 @@ pub fn abandon(database: pg_sys::Oid, run: Option<i64>) {
 /// What runs in a database.
 pub fn running_in(database: pg_sys::Oid) -> Vec<Running> {
     let jobs = *JOBS.share();
-    jobs.0
+    jobs.slots
         .into_iter()
         .flatten()
-        .filter(|slot| slot.database == database)
+        .map(|(_, running)| running)
+        .filter(|running| running.database == database)
         .collect()
 }

@@ -92,6 +92,8 @@ fn keep_worker_away(name: &CStr) {
 }
 
 fn terminate_jobs(database: Oid) {
+    // Those whose process is on its way find no slot.
+    jobs::abandon(database, None);
     for job in jobs::running_in(database) {
         signal::terminate(job.pid);
     }

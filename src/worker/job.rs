@@ -47,8 +47,9 @@ unsafe extern "C-unwind" fn job_exit(_code: i32, index: pg_sys::Datum) {
     jobs::leave(index.value(), signal::my_pid());
 }
 
+const RECORD: &str = "audit_db.job_runs";
+
 fn run(slot: &Running) -> Result<()> {
-    const RECORD: &str = "audit_db.job_runs";
     let claimed = steps::in_transactions_with_retries(RECORD, |_scope| {
         if catalog::extension_oid() != slot.extension {
             return Ok(None);
@@ -79,13 +80,21 @@ fn run(slot: &Running) -> Result<()> {
             (status, Some(error.failure()))
         }
     };
+    // What was done is done: a cancel that comes now must not make it a failure.
+    signal::uninterrupted(|| {
+        signal::forget_cancel();
+        end(slot, &record, status, failure.as_ref())
+    })
+}
+
+fn end(slot: &Running, record: &Record, status: Status, failure: Option<&Failure>) -> Result<()> {
     steps::in_transactions_with_retries(RECORD, |_scope| {
         // Its record may have gone with the extension.
         if catalog::extension_oid() != slot.extension {
             return Ok(());
         }
         record.flush()?;
-        runs::finish(run.id, status, failure.as_ref())
+        runs::finish(slot.run, status, failure)
     })
 }
 
@@ -116,25 +125,29 @@ impl Record {
             self.failure.clone_from(&step.failure);
         }
         self.steps.push(step);
-        if self.flushed.elapsed() >= FLUSH
-            && let Err(error) = xact::in_transaction(|| self.flush())
-        {
-            error.warn();
+        if self.flushed.elapsed() >= FLUSH {
+            self.flushed = Instant::now();
+            match xact::in_transaction(|| self.flush()) {
+                Ok(()) => self.steps.clear(),
+                Err(error) => {
+                    if error.is_cancel_of_statement() {
+                        signal::note_cancelled();
+                    }
+                    error.warn();
+                }
+            }
         }
         true
     }
 
-    /// Inside a transaction.
-    fn flush(&mut self) -> Result<()> {
-        self.flushed = Instant::now();
+    /// Writes what has not been written, inside a transaction; it is forgotten when that has committed.
+    fn flush(&self) -> Result<()> {
         if self.steps.is_empty() {
             return Ok(());
         }
         let json = serde_json::to_string(&self.steps)
             .map_err(|error| Error::Internal(error.to_string()))?;
-        runs::add_steps(self.run, &json)?;
-        self.steps.clear();
-        Ok(())
+        runs::add_steps(self.run, &json)
     }
 }
 

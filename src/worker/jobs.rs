@@ -123,7 +123,7 @@ impl Scheduler {
                 break;
             }
         }
-        if self.started.values().any(Option::is_none) {
+        if self.started.values().any(Option::is_none) || self.any_ended() {
             wait = wait.min(ADOPTED);
         }
         if self.purged.is_none_or(|last| last.elapsed() >= PURGE) {
@@ -153,18 +153,32 @@ impl Scheduler {
             // A process that never came has not given its slot back.
             jobs::abandon(database, Some(*run));
         }
-        // After a start nobody is at what is said to be going on.
+        // After a start nobody is at what is said to be going on. A row that somebody has locked has to wait.
+        let mut locked = Vec::new();
+        let mut problem = None;
         xact::in_transaction(|| {
             for run in runs::open()? {
-                if ended.contains(&run.id) {
-                    runs::end_for(&run, Ending::Process)?;
+                let ending = if ended.contains(&run.id) {
+                    Ending::Process
                 } else if first && !run.queued && !self.started.contains_key(&run.id) {
-                    runs::end_for(&run, Ending::Server)?;
+                    Ending::Server
+                } else {
+                    continue;
+                };
+                if let Err(error) = xact::in_subtransaction(|| runs::end_for(&run, ending)) {
+                    locked.push(run.id);
+                    problem = Some(error);
                 }
             }
             Ok(())
         })?;
-        for run in &ended {
+        if let Some(problem) = problem {
+            if first {
+                return Err(problem);
+            }
+            problem.warn();
+        }
+        for run in ended.iter().filter(|run| !locked.contains(run)) {
             self.started.remove(run);
         }
         Ok(())

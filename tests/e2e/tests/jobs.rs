@@ -561,6 +561,29 @@ fn a_database_goes_although_a_job_runs_in_it_and_so_does_the_extension() {
 }
 
 #[test]
+fn who_is_changing_a_job_keeps_no_other_waiting() {
+    let cluster = cluster();
+    let mut client = cluster.database("changing");
+    daily(&mut client, "changed", "SELECT 1");
+    daily(&mut client, "other", "SELECT 1");
+    let mut changing = cluster.connect("changing");
+    changing.run("BEGIN; SELECT audit_db.alter_job('changed', schedule => '0 3 * * *')");
+    move_clock(&cluster, 1);
+    wait_for_runs(&mut client, "other", "succeeded:1");
+    assert_eq!(runs(&mut client, "changed"), "");
+    // A run that somebody is about to take back cannot begin; when he does not, it is on record that it could not.
+    changing.run("ROLLBACK");
+    wait_for_runs(&mut client, "changed", "succeeded:1");
+    changing.run("BEGIN; SELECT audit_db.alter_job('changed', enabled => false)");
+    move_clock(&cluster, 2);
+    wait_for_runs(&mut client, "other", "succeeded:2");
+    changing.run("COMMIT");
+    move_clock(&cluster, 3);
+    wait_for_runs(&mut client, "other", "succeeded:3");
+    assert_eq!(runs(&mut client, "changed"), "succeeded:1");
+}
+
+#[test]
 fn settings_of_jobs_take_effect_without_a_restart() {
     let cluster = cluster();
     let mut client = cluster.database("settings");
@@ -573,6 +596,8 @@ fn settings_of_jobs_take_effect_without_a_restart() {
             .value("SELECT message FROM audit_db.job_runs WHERE name = 'night'")
             .ends_with("because audit_db.max_job_workers is 0")
     );
+    // Nobody waits for what cannot come.
+    assert_eq!(client.sqlstate("CALL audit_db.run_job('night')"), "55000");
     client.run("SELECT audit_db.submit_job('night')");
     assert_eq!(runs(&mut client, "night"), "missed:1 queued:1");
     cluster.reload(&[("audit_db.max_job_workers", "1")]);

@@ -561,6 +561,25 @@ fn who_acts_for_an_owner_has_his_indexes_rebuilt() {
     wait_until("the indexes are rebuilt", SOON, || {
         client.rows("SELECT owner, status FROM audit_db.job_runs") == [["acting", "succeeded"]]
     });
+    // Leftovers go too, those of TOAST tables as well, which their owner cannot even name.
+    let month = this_month(&mut client, 0);
+    let mut holder = CLUSTER.connect("acting");
+    holder.run(
+        "BEGIN; INSERT INTO audit_log (\"timestamp\", action, status) VALUES (now(), 'held', 'ok')",
+    );
+    acting.run("SET statement_timeout = '500ms'");
+    assert_eq!(
+        acting.sqlstate(&format!("REINDEX TABLE CONCURRENTLY {month}")),
+        "57014"
+    );
+    holder.run("COMMIT");
+    let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
+    assert!(client.number(invalid) > 1);
+    acting.run("RESET statement_timeout; RESET ROLE");
+    client.run("GRANT EXECUTE ON PROCEDURE audit_db.run_job TO acting");
+    job(&mut acting, "sweep", "reindex", "{}");
+    acting.run("CALL audit_db.run_job('sweep')");
+    assert_eq!(client.number(invalid), 0);
 }
 
 #[test]

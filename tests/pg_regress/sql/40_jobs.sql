@@ -44,6 +44,8 @@ SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '[]');
 SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": "SELEC 1"}');
 SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": ""}');
 SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": "BEGIN; SELECT 1; COMMIT"}');
+SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": "COPY pg_class TO STDOUT"}');
+SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": "SELECT 1; COPY public.x FROM STDIN"}');
 SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": "SELECT 1", "table": "x"}');
 SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": 1}');
 SELECT audit_db.schedule_job('a', '* * * * *', 'sql', '{"command": "SELECT 1", "timeout": "soon"}');
