@@ -1,7 +1,7 @@
 CREATE TABLE audit_db.job_definitions (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE CHECK (name <> '' AND pg_catalog.length(name) <= 200),
-    owner regrole NOT NULL,
+    owner regrole NOT NULL CHECK (owner::oid <> 0),
     schedule text NOT NULL,
     task text NOT NULL CHECK (task IN ('maintain_partitions', 'analyze', 'reindex', 'vacuum', 'optimize', 'sql')),
     args jsonb NOT NULL DEFAULT '{}' CHECK (pg_catalog.jsonb_typeof(args) = 'object'),
@@ -21,7 +21,8 @@ COMMENT ON COLUMN audit_db.job_definitions.time_zone IS 'Time zone of the schedu
 COMMENT ON COLUMN audit_db.job_definitions.enabled IS 'Whether it runs at its times';
 COMMENT ON COLUMN audit_db.job_definitions.disabled_reason IS 'Why the server disabled it';
 COMMENT ON COLUMN audit_db.job_definitions.created_at IS 'When it was scheduled or changed last';
-SELECT pg_catalog.pg_extension_config_dump('audit_db.job_definitions', '');
+-- The owner of a job whose role was dropped would be restored as a bare number, which may be another role's there.
+SELECT pg_catalog.pg_extension_config_dump('audit_db.job_definitions', 'WHERE owner::oid IN (SELECT oid FROM pg_catalog.pg_roles)');
 SELECT pg_catalog.pg_extension_config_dump('audit_db.job_definitions_id_seq', '');
 
 CREATE TABLE audit_db.job_slots (
@@ -99,7 +100,7 @@ CREATE FUNCTION audit_db.schedule_job(
 ) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'schedule_job_wrapper';
 COMMENT ON FUNCTION audit_db.schedule_job IS
-'Schedules a job that runs as the current role, or replaces the role''s own job of that name. The schedule is a cron expression of five fields (six with seconds in front) in the given time zone; tasks are maintain_partitions, analyze, reindex, vacuum, optimize and sql. Returns the number of the job. Errors: 22023 bad schedule, task, argument or time zone, 42601 syntax error in a command, 42501 another role''s job, a task for superusers, a table of others, or a role that cannot log in, 25006 read-only transaction';
+'Schedules a job that runs as the current role, or replaces the role''s own job of that name. The schedule is a cron expression of five fields (six with seconds in front) in the given time zone; tasks are maintain_partitions, analyze, reindex, vacuum, optimize and sql. Returns the number of the job. Errors: 22023 bad schedule, task, argument or time zone, 42601 syntax error in a command, 42501 another role''s job, a task for superusers, or a table of others, 28000 a role that cannot log in or connect, 25006 read-only transaction';
 REVOKE EXECUTE ON FUNCTION audit_db.schedule_job FROM PUBLIC;
 
 CREATE FUNCTION audit_db.alter_job(

@@ -8,7 +8,7 @@ use crate::jobs::schedule;
 use crate::jobs::task::{Kind, Task};
 use crate::maintenance;
 use crate::pg::guc::Scope;
-use crate::pg::{catalog, identity, procedure, signal};
+use crate::pg::{catalog, identity, procedure, signal, xact};
 use crate::settings;
 use crate::shmem;
 use crate::worker;
@@ -124,6 +124,7 @@ fn alter_job(
 ) {
     super::changing("alter_job", || {
         let mut job = own_job(name)?;
+        let changed = schedule.is_some() || args.is_some();
         if let Some(schedule) = schedule {
             schedule.clone_into(&mut job.schedule);
         }
@@ -134,7 +135,10 @@ fn alter_job(
             job.enabled = enabled;
             job.disabled_reason = None;
         }
-        check(&job)?;
+        // One that can no longer run can still be switched off.
+        if job.enabled || changed {
+            check(&job)?;
+        }
         if job.enabled
             && let Some(reason) = definition::why_not_connect(job.owner)?
         {
@@ -152,8 +156,8 @@ fn unschedule_job(name: Option<&str>) {
     super::changing("unschedule_job", || {
         let job = own_job(name)?;
         if !job.unchanged {
-            definition::delete(&job.name)?;
-            runs::cancel_queued(&job.name, "the job was unscheduled")?;
+            definition::delete(&job.name, job.owner)?;
+            runs::cancel_queued(&job.name, job.owner, "the job was unscheduled")?;
         }
         worker::jobs_change_at_commit();
         Ok(())
@@ -196,16 +200,23 @@ fn run_job(name: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) {
             signal::uninterrupted(|| cancel(run));
             signal::check();
         }
+        // Others may wait for this session to notice something, as DROP DATABASE does.
+        signal::serve();
         poll = (poll * 2).min(POLLS[1]);
-        // A cancel that comes meanwhile is looked at above, where it takes the run along.
-        let outcome = signal::uninterrupted(|| {
-            let outcome = or_raise({
-                let _scope = Scope::reading();
-                runs::outcome(run)
-            });
-            procedure::commit();
-            outcome
-        });
+        let looked = {
+            let _scope = Scope::reading();
+            xact::in_subtransaction(|| runs::outcome(run))
+        };
+        let outcome = match looked {
+            Ok(outcome) => outcome,
+            // Somebody holds the table: look again.
+            Err(error) if error.is_lock_timeout() => None,
+            Err(error) => {
+                signal::uninterrupted(|| cancel(run));
+                error.raise()
+            }
+        };
+        procedure::commit();
         if let Some(outcome) = outcome {
             break outcome;
         }

@@ -1,10 +1,10 @@
 //! What is scheduled: rows of `audit_db.job_definitions`, and the jobs that come with the extension, which are in no table until
 //! somebody changes them.
 
-use crate::error::Result;
+use crate::error::{JobError, Result};
 use crate::jobs::task::Kind;
 use crate::partition::managed::{as_extension_owner, extension_owner};
-use crate::pg::spi;
+use crate::pg::{identity, spi};
 use pgrx::pg_sys::Oid;
 
 #[derive(Clone, Debug)]
@@ -90,13 +90,14 @@ pub fn find(name: &str) -> Result<Option<Definition>> {
 /// Writes a job: a new one, or in the place of the one with its name. Its times are counted from now on. Returns its number.
 pub fn save(job: &Definition) -> Result<i64> {
     as_extension_owner(|| {
-        let id = spi::written(
+        let saved = spi::written(
             "INSERT INTO audit_db.job_definitions AS d (name, owner, schedule, task, args, time_zone, enabled, disabled_reason)
              VALUES ($1, $2::pg_catalog.oid::pg_catalog.regrole, $3, $4, $5::pg_catalog.jsonb, $6, $7, $8)
              ON CONFLICT (name) DO UPDATE
                 SET (owner, schedule, task, args, time_zone, enabled, disabled_reason, created_at)
                   = ROW (excluded.owner, excluded.schedule, excluded.task, excluded.args, excluded.time_zone, excluded.enabled,
                          excluded.disabled_reason, excluded.created_at)
+              WHERE d.owner = excluded.owner
              RETURNING id",
             &[
                 job.name.as_str().into(),
@@ -111,18 +112,26 @@ pub fn save(job: &Definition) -> Result<i64> {
             |row| row.get::<i64>(1),
         )?
         .pop()
-        .flatten()
-        .unwrap_or_default();
+        .flatten();
+        let Some(id) = saved else {
+            // Somebody else has taken the name since it was looked for.
+            let owner = find(&job.name)?.map_or(job.owner, |other| other.owner);
+            return Err(JobError::OthersJob {
+                name: job.name.clone(),
+                owner: identity::role_name(owner),
+            }
+            .into());
+        };
         forget_slot(&job.name)?;
         Ok(id)
     })
 }
 
-pub fn delete(name: &str) -> Result<()> {
+pub fn delete(name: &str, owner: Oid) -> Result<()> {
     as_extension_owner(|| {
         spi::execute(
-            "DELETE FROM audit_db.job_definitions WHERE name = $1",
-            &[name.into()],
+            "DELETE FROM audit_db.job_definitions WHERE name = $1 AND owner::pg_catalog.oid = $2",
+            &[name.into(), owner.into()],
         )?;
         forget_slot(name)
     })

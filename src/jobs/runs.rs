@@ -125,13 +125,13 @@ pub struct Run {
 }
 
 /// The process of a run takes it. `None`: it has been cancelled meanwhile.
-pub fn claim(run: i64, pid: i32) -> Result<Option<Run>> {
+pub fn claim(run: i64, owner: Oid, pid: i32) -> Result<Option<Run>> {
     as_extension_owner(|| {
         Ok(spi::written(
             "UPDATE audit_db.job_runs SET status = 'running', started = pg_catalog.clock_timestamp(), pid = $2
-              WHERE id = $1 AND status = 'queued'
+              WHERE id = $1 AND status = 'queued' AND owner::pg_catalog.oid = $3
              RETURNING id, task, args::pg_catalog.text, time_zone",
-            &[run.into(), pid.into()],
+            &[run.into(), pid.into(), owner.into()],
             |row| {
                 Ok(Run {
                     id: row.get(1)?.unwrap_or_default(),
@@ -187,12 +187,12 @@ pub fn end_for(run: &Open, ending: Ending) -> Result<()> {
 }
 
 /// Takes what waits of a job out of the queue.
-pub fn cancel_queued(name: &str, reason: &str) -> Result<()> {
+pub fn cancel_queued(name: &str, owner: Oid, reason: &str) -> Result<()> {
     as_extension_owner(|| {
         spi::execute(
             "UPDATE audit_db.job_runs SET status = 'cancelled', finished = pg_catalog.clock_timestamp(), message = $2
-              WHERE name = $1 AND status = 'queued'",
-            &[name.into(), reason.into()],
+              WHERE name = $1 AND owner::pg_catalog.oid = $3 AND status = 'queued'",
+            &[name.into(), reason.into(), owner.into()],
         )?;
         Ok(())
     })

@@ -9,6 +9,7 @@ use crate::pg::{identity, spi, xact};
 use crate::settings;
 use audit_db_core::schedule::{Schedule, Slots};
 use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys::Oid;
 use std::collections::{HashMap, HashSet};
 
 /// A clock that was set back by less than this makes jobs wait; by more, it was wrong before.
@@ -113,14 +114,14 @@ pub fn look(now: i64, started: &[i64], free: usize) -> Result<Found> {
             queued: true,
         });
     }
-    let mut busy: HashSet<&str> = open
+    let mut busy: HashSet<(&str, Oid)> = open
         .iter()
         .filter(|run| !run.queued || started.contains(&run.id))
-        .map(|run| run.name.as_str())
+        .map(|run| (run.name.as_str(), run.owner))
         .collect();
     let start = open
         .iter()
-        .filter(|run| run.queued && busy.insert(&run.name))
+        .filter(|run| run.queued && busy.insert((&run.name, run.owner)))
         .take(free)
         .cloned()
         .collect();
@@ -160,7 +161,10 @@ fn lock_slots(due: &[(Definition, Slots)]) -> Result<HashSet<String>> {
 
 /// Whether a job that is due is to run, at the last of these times. What does not take place is put on record.
 fn may_run(job: &Definition, slots: Slots, open: &[Open]) -> Result<bool> {
-    let because = if let Some(run) = open.iter().find(|run| run.name == job.name) {
+    let because = if let Some(run) = open
+        .iter()
+        .find(|run| run.name == job.name && run.owner == job.owner)
+    {
         let state = if run.queued { "waits" } else { "goes on" };
         format!("run {} still {state}", run.id)
     } else if settings::max_job_workers() == 0 {

@@ -51,6 +51,16 @@ pub fn uninterrupted<T>(body: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Serves what has come but a cancel: termination, and what other processes wait for (barriers).
+pub fn serve() {
+    // SAFETY: the counter of holds on cancels alone. Nothing else that is served here comes back with an error.
+    unsafe {
+        pg_sys::QueryCancelHoldoffCount += 1;
+        pgrx::check_for_interrupts!();
+        pg_sys::QueryCancelHoldoffCount -= 1;
+    }
+}
+
 /// A cancel that has come is too late.
 pub fn forget_cancel() {
     // SAFETY: a variable of this process.

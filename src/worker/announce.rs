@@ -95,12 +95,19 @@ fn terminate_jobs(database: Oid) {
     // Those whose process is on its way find no slot.
     jobs::abandon(database, None);
     for job in jobs::running_in(database) {
-        signal::terminate(job.pid);
+        // A job may itself be what drops the extension.
+        if job.pid != signal::my_pid() {
+            signal::terminate(job.pid);
+        }
     }
 }
 
+/// Whether no job runs any more. One that has come since is told to leave too.
 fn no_job_runs(database: Oid) -> bool {
-    jobs::running_in(database).iter().all(|job| job.pid == 0)
+    terminate_jobs(database);
+    jobs::running_in(database)
+        .iter()
+        .all(|job| job.pid == signal::my_pid())
 }
 
 /// DROP EXTENSION would wait for what takes long, and the record of runs goes with it. What is queued is stored first: nobody starts a worker for it afterwards.

@@ -35,6 +35,10 @@ pub extern "C-unwind" fn audit_db_job_main(argument: pg_sys::Datum) {
     let Some(slot) = jobs::attach(index, signal::my_pid()) else {
         return;
     };
+    // Without a role it would be connected as the one that has all rights.
+    if slot.owner == Oid::INVALID {
+        return;
+    }
     worker::connect_as(slot.database, slot.owner);
     if let Err(error) = run(&slot) {
         error.warn();
@@ -54,7 +58,7 @@ fn run(slot: &Running) -> Result<()> {
         if catalog::extension_oid() != slot.extension {
             return Ok(None);
         }
-        runs::claim(slot.run, signal::my_pid())
+        runs::claim(slot.run, slot.owner, signal::my_pid())
     })?;
     let Some(run) = claimed else {
         return Ok(());
@@ -81,10 +85,13 @@ fn run(slot: &Running) -> Result<()> {
         }
     };
     // What was done is done: a cancel that comes now must not make it a failure.
-    signal::uninterrupted(|| {
-        signal::forget_cancel();
-        end(slot, &record, status, failure.as_ref())
-    })
+    signal::forget_cancel();
+    match end(slot, &record, status, failure.as_ref()) {
+        Err(error) if error.is_cancel_of_statement() => {
+            end(slot, &record, status, failure.as_ref())
+        }
+        ended => ended,
+    }
 }
 
 fn end(slot: &Running, record: &Record, status: Status, failure: Option<&Failure>) -> Result<()> {
@@ -264,6 +271,14 @@ fn partitions(tables: &[Oid], limits: &Limits, record: &mut Record) -> Result<()
             if signal::was_cancelled() || turn.error.as_ref().is_some_and(by_somebody) {
                 return Err(JobError::Cancelled.into());
             }
+            if let Some(error) = turn.error
+                && record.failure.is_none()
+            {
+                // One that no step stands for, as where nothing could be planned.
+                let name = xact::in_transaction(|| Ok(catalog::qualified_name(*table)))?;
+                let name = name.unwrap_or_else(|| table.to_u32().to_string());
+                record.add(Step::new("maintenance", &name, "").done(begun, Err(error)));
+            }
             if !turn.more {
                 break;
             }
@@ -282,10 +297,12 @@ fn partitions(tables: &[Oid], limits: &Limits, record: &mut Record) -> Result<()
             return Err(JobError::Cancelled.into());
         }
     }
-    record.add(Step {
-        duration_ms: milliseconds(begun.elapsed()),
-        ..Step::new("slow worker", "", "waited for")
-    });
+    let waited = if workers::is_slow_at_work(database) {
+        Err(Error::NoWorkerSlot)
+    } else {
+        Ok(None)
+    };
+    record.add(Step::new("slow worker", "", "waited for").done(begun, waited));
     Ok(())
 }
 

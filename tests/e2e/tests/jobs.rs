@@ -560,6 +560,57 @@ fn a_database_goes_although_a_job_runs_in_it_and_so_does_the_extension() {
     CLUSTER.connect("postgres").run("DROP DATABASE going");
 }
 
+/// DROP DATABASE waits for every session of the server to notice something; who waits for a job must notice it too.
+#[test]
+fn who_waits_for_a_job_holds_up_nobody() {
+    let mut client = CLUSTER.database("waits_long");
+    drop(CLUSTER.empty_database("dropped_meanwhile"));
+    client.run("CREATE TABLE gate ()");
+    daily(&mut client, "long", "TABLE public.gate");
+    let mut holder = CLUSTER.connect("waits_long");
+    holder.run("BEGIN; LOCK TABLE gate");
+    let mut caller = CLUSTER.connect("waits_long");
+    let waits = std::thread::spawn(move || caller.sqlstate("CALL audit_db.run_job('long')"));
+    wait_for_runs(&mut client, "long", "running:1");
+    // The session's statement_timeout of a minute bounds it.
+    CLUSTER
+        .connect("postgres")
+        .run("DROP DATABASE dropped_meanwhile");
+    assert_eq!(runs(&mut client, "long"), "running:1");
+    holder.run("COMMIT");
+    assert_eq!(waits.join().unwrap(), "00000");
+}
+
+#[test]
+fn two_roles_cannot_take_the_same_name() {
+    let mut client = CLUSTER.database("names");
+    client.run(
+        "CREATE ROLE name_one LOGIN; CREATE ROLE name_two LOGIN;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA audit_db TO name_one, name_two",
+    );
+    let job =
+        "SELECT audit_db.schedule_job('same', '@daily', 'sql', '{\"command\": \"SELECT 1\"}')";
+    let mut one = CLUSTER.connect_as("names", "name_one");
+    let mut two = CLUSTER.connect_as("names", "name_two");
+    one.run(&format!("BEGIN; {job}"));
+    let pid = two.value("SELECT pg_backend_pid()");
+    let waits = std::thread::spawn(move || two.sqlstate(job));
+    wait_until("the second waits, or has given up", SOON, || {
+        waits.is_finished()
+            || client.holds(&format!(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND wait_event_type = 'Lock')"
+            ))
+    });
+    one.run("COMMIT");
+    // In time it is refused; else it has given up waiting.
+    let second = waits.join().unwrap();
+    assert!(["42501", "55P03"].contains(&second.as_str()), "{second}");
+    assert_eq!(
+        client.value("SELECT owner FROM audit_db.jobs WHERE name = 'same'"),
+        "name_one"
+    );
+}
+
 #[test]
 fn who_is_changing_a_job_keeps_no_other_waiting() {
     let cluster = cluster();
@@ -629,7 +680,14 @@ fn jobs_are_dumped_and_restored_with_their_owners() {
          SELECT audit_db.alter_job('maintenance', schedule => '0 5 * * *')",
     );
     daily(&mut client, "mine", "SELECT 1");
+    // A job of a role that is gone would be restored as a number, and that number may be somebody else there.
+    client.run(
+        "CREATE ROLE dump_gone LOGIN; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA audit_db TO dump_gone; SET ROLE dump_gone;
+         SELECT audit_db.schedule_job('orphan', '0 3 * * *', 'sql', '{\"command\": \"SELECT 1\"}'); RESET ROLE;
+         REVOKE ALL ON ALL FUNCTIONS IN SCHEMA audit_db FROM dump_gone; DROP ROLE dump_gone",
+    );
     let dump = CLUSTER.dump("dumped");
+    client.run("SELECT audit_db.unschedule_job('orphan')");
     let mut restored = CLUSTER.empty_database("restored_jobs");
     CLUSTER.restore("restored_jobs", &dump);
     let jobs = "SELECT name, owner, schedule, task, args, time_zone, enabled FROM audit_db.jobs ORDER BY 1";

@@ -539,6 +539,36 @@ fn tables_are_looked_after_as_their_owners() {
     assert_eq!(done(&mut client, "plain").len(), 1);
 }
 
+/// A job whose work could not be done has not succeeded, also where no step stands for what failed.
+#[test]
+fn what_cannot_be_planned_is_a_failure() {
+    let mut client = database("unplanned");
+    client.run("CREATE INDEX lame ON ONLY audit_log (status)");
+    client.run("SELECT audit_db.unmanage_table('audit_log'); SELECT audit_db.manage_table('audit_log', premake => 9)");
+    assert_eq!(
+        client.sqlstate("CALL audit_db.run_job('maintenance')"),
+        "55000"
+    );
+    let steps = done(&mut client, "maintenance");
+    assert!(
+        steps.iter().any(|step| step[2].starts_with("failed: ")),
+        "{steps:#?}"
+    );
+    // A job that can no longer run can be switched off.
+    job(
+        &mut client,
+        "broken",
+        "analyze",
+        "{\"table\": \"public.audit_log\"}",
+    );
+    client.run("DROP TABLE audit_log");
+    client.run("SELECT audit_db.alter_job('broken', enabled => false)");
+    assert_eq!(
+        client.sqlstate("SELECT audit_db.alter_job('broken', enabled => true)"),
+        "42P01"
+    );
+}
+
 /// Tables often belong to a role that cannot log in.
 #[test]
 fn who_acts_for_an_owner_has_his_indexes_rebuilt() {
