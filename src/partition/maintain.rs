@@ -252,6 +252,10 @@ pub fn table(
             match made {
                 // So many came meanwhile that they must be copied.
                 Err(Error::WaitingRows { .. }) => exchange = true,
+                Err(error) if error.is_cancel_of_statement() => {
+                    check("create partition", Err(error));
+                    return turn;
+                }
                 made => check("create partition", made),
             }
         }
@@ -680,8 +684,8 @@ fn make(
             outcome.as_ref().err(),
         );
         if let Err(error) = outcome {
-            // Who keeps the table locked keeps it from the other months too.
-            let stop = error.is_lock_timeout();
+            // Who keeps the table locked keeps it from the other months too; who cancels means all of it.
+            let stop = error.is_lock_timeout() || error.is_cancel_of_statement();
             if first_error.is_none() {
                 first_error = Some(error);
             }
