@@ -1,11 +1,14 @@
 # Thin names over scripts/. PG_MAJOR (15) or PG_CONFIG choose the server.
 
-.PHONY: help demo demo-stop test bench-ingest bench-jobs bench-partitions install installcheck lint clean distclean
+.PHONY: help demo demo-stop test test-postgres bench-capture bench-ingest bench-jobs bench-partitions install installcheck lint clean distclean
 
 help:
 	@echo 'make demo          build, start a server of its own, load events, show what the extension does'
 	@echo 'make demo-stop     stop that server'
 	@echo 'make test          lint, unit tests, tests in the server, pg_regress, end to end'
+	@echo 'make test-postgres the regression suite of PostgreSQL itself, without and with the library: same results; some 2 minutes'
+	@echo 'make bench-capture query capture beside pg_stat_statements and auto_explain: instructions and rates, some 15 minutes;'
+	@echo '                   needs valgrind'
 	@echo 'make bench-ingest  events beside plain INSERT and COPY: figures and ratios, some 10 minutes'
 	@echo 'make bench-jobs    jobs beside pg_cron: figures and ratios, some 10 minutes'
 	@echo 'make bench-partitions'
@@ -24,6 +27,12 @@ demo-stop:
 
 test:
 	@scripts/test.sh
+
+test-postgres:
+	@scripts/test-postgres.sh
+
+bench-capture:
+	@scripts/bench.sh capture
 
 bench-ingest:
 	@scripts/bench.sh ingest

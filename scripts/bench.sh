@@ -26,11 +26,28 @@ get_peer() {
     say "$extension     unpacked into ${share#"$ROOT"/}"
 }
 
+# What the benchmark "capture" needs and the server's packages do not bring; looked for before anything is built.
+check_valgrind() {
+    command -v valgrind >/dev/null ||
+        die "valgrind counts the instructions of this benchmark: apt-get install -y --no-install-recommends valgrind"
+}
+
+# PostgreSQL's own modules, which Debian has in the server's package.
+check_contrib() {
+    local module library
+    library=$("$TEST_PG_CONFIG" --pkglibdir)
+    for module in "$@"; do
+        [[ -f $library/$module.so ]] || die "$module is not in $library (it is one of PostgreSQL's contrib modules)"
+    done
+}
+
+[[ $1 != capture ]] || check_valgrind
 "$ROOT/scripts/bootstrap.sh"
 . "$ROOT/scripts/env.sh"
 case $1 in
     partitions) get_peer partman pg_partman ;;
     jobs) get_peer cron pg_cron ;;
+    capture) check_contrib pg_stat_statements auto_explain ;;
 esac
 check_lock
 "${CARGO_PGRX_CMD[@]}" install --release --pg-config "$TEST_PG_CONFIG" "${FEATURES[@]}"

@@ -4,6 +4,7 @@
 use pgrx::prelude::*;
 
 mod api;
+mod capture;
 mod error;
 mod ingest;
 mod jobs;
@@ -32,7 +33,12 @@ extension_sql_file!(
     requires = ["partitions"]
 );
 extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["events"]);
-extension_sql_file!("../sql/workers.sql", name = "workers", requires = ["jobs"]);
+extension_sql_file!("../sql/capture.sql", name = "capture", requires = ["jobs"]);
+extension_sql_file!(
+    "../sql/workers.sql",
+    name = "workers",
+    requires = ["capture"]
+);
 
 /// Called when the library is loaded: by the postmaster (preloaded), or by the first session that needs it.
 #[pg_guard]
@@ -50,6 +56,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define_for_start();
     settings::reserve_prefix();
     shmem::request();
+    capture::install();
     worker::init();
 }
 

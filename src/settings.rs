@@ -1,6 +1,6 @@
 //! Every setting: its declaration, its check and a typed accessor. Nothing else reads one.
 
-use crate::pg::guc::Check;
+use crate::pg::guc::{Check, Told};
 use audit_db_core::schedule::Window;
 use audit_db_core::span::Span;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
@@ -32,6 +32,43 @@ static REINDEX_MIN_BLOAT: GucSetting<f64> = GucSetting::<f64>::new(0.4);
 static REINDEX_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(50 * 1_024);
 static AUTO_OPTIMIZATION: GucSetting<bool> = GucSetting::<bool>::new(false);
 static JOB_CLOCK_OFFSET: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+static SLOW_QUERY_THRESHOLD: GucSetting<i32> = GucSetting::<i32>::new(500);
+static SLOW_QUERY_SAMPLE_RATE: GucSetting<f64> = GucSetting::<f64>::new(1.0);
+static SLOW_QUERY_PLAN: GucSetting<Plans> = GucSetting::<Plans>::new(Plans::On);
+static SLOW_QUERY_PARAMETERS: GucSetting<Parameters> =
+    GucSetting::<Parameters>::new(Parameters::None);
+static SLOW_QUERY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+static SLOW_QUERY_RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8_192);
+static QUERY_STATS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static QUERY_STATS_MAX: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static METRICS_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+
+/// Which plans of slow statements are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Plans {
+    #[name = c"off"]
+    Off,
+    /// What the planner expected.
+    #[name = c"on"]
+    On,
+    /// And what really happened, of statements that were slow before.
+    #[name = c"analyze"]
+    Analyze,
+}
+
+/// What is kept of the parameters and constants of slow statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Parameters {
+    #[name = c"none"]
+    None,
+    /// The types of parameters.
+    #[name = c"types"]
+    Types,
+    /// All values.
+    #[name = c"full"]
+    Full,
+}
 
 /// When an event is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
@@ -74,6 +111,92 @@ pub fn define_for_start() {
         1 << 20,
         GucContext::Postmaster,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.slow_query_ring_size",
+        c"Shared memory for the last slow statements.",
+        c"All databases share it; each statement takes some 9 kB of it with its texts.",
+        &SLOW_QUERY_RING_SIZE,
+        256,
+        1 << 20,
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.query_stats_max",
+        c"Number of statements that statistics are kept of.",
+        c"The least used make room for others.",
+        &QUERY_STATS_MAX,
+        100,
+        1_000_000,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+}
+
+fn define_capture() {
+    GucRegistry::define_int_guc(
+        c"audit_db.slow_query_threshold",
+        c"Statements that take at least this long are captured.",
+        c"-1 captures none, 0 all.",
+        &SLOW_QUERY_THRESHOLD,
+        -1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_float_guc(
+        c"audit_db.slow_query_sample_rate",
+        c"The part of the clients' statements in which slow ones are captured.",
+        c"A fraction. Statements within a statement are captured with it or not at all.",
+        &SLOW_QUERY_SAMPLE_RATE,
+        0.0,
+        1.0,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"audit_db.slow_query_plan",
+        c"Which plans of slow statements are kept.",
+        c"off: none; on: what the planner expected; analyze: with what really happened, of statements that were slow before.",
+        &SLOW_QUERY_PLAN,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"audit_db.slow_query_parameters",
+        c"What is kept of the values in slow statements.",
+        c"none: nothing, constants are replaced; types: the types of parameters; full: parameters and constants as they are.",
+        &SLOW_QUERY_PARAMETERS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.slow_query_retention",
+        c"How long slow statements are kept in audit_db.slow_query_log.",
+        c"Whole days are dropped.",
+        &SLOW_QUERY_RETENTION,
+        24 * 60,
+        i32::MAX / 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    crate::pg::guc::define_told_switch::<QueryIds>(
+        c"audit_db.query_stats",
+        c"Whether statistics are kept of every statement.",
+        c"Has the server compute the ids of statements, unless compute_query_id is off.",
+        &QUERY_STATS,
+        GucContext::Suset,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.metrics_interval",
+        c"How often audit_db.performance_metrics is stored in audit_db.metrics_history.",
+        c"Rows are kept for 30 days.",
+        &METRICS_INTERVAL,
+        1_000,
+        86_400_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
 }
 
@@ -128,6 +251,7 @@ pub fn define() {
         GucContext::Sighup,
     );
     define_jobs();
+    define_capture();
 }
 
 fn define_jobs() {
@@ -280,6 +404,17 @@ pub fn reserve_prefix() {
     crate::pg::guc::reserve_prefix(c"audit_db");
 }
 
+/// Statistics need the server's ids of statements. They are not switched off again: others may want them, too.
+struct QueryIds;
+
+impl Told for QueryIds {
+    fn turned(on: bool) {
+        if on {
+            crate::pg::statement_hooks::enable_query_ids();
+        }
+    }
+}
+
 struct FutureSpan;
 
 impl Check for FutureSpan {
@@ -386,6 +521,48 @@ pub fn auto_optimization() -> bool {
 /// In microseconds.
 pub fn job_clock_offset() -> i64 {
     i64::from(JOB_CLOCK_OFFSET.get()) * 1_000_000
+}
+
+/// In milliseconds; -1: nothing is slow.
+#[inline]
+pub fn slow_query_threshold() -> i32 {
+    SLOW_QUERY_THRESHOLD.get()
+}
+
+#[inline]
+pub fn slow_query_sample_rate() -> f64 {
+    SLOW_QUERY_SAMPLE_RATE.get()
+}
+
+#[inline]
+pub fn slow_query_plan() -> Plans {
+    SLOW_QUERY_PLAN.get()
+}
+
+pub fn slow_query_parameters() -> Parameters {
+    SLOW_QUERY_PARAMETERS.get()
+}
+
+pub fn slow_query_retention() -> Duration {
+    Duration::from_secs(u64::try_from(SLOW_QUERY_RETENTION.get()).unwrap_or(0) * 60)
+}
+
+/// In bytes.
+pub fn slow_query_ring_size() -> usize {
+    usize::try_from(SLOW_QUERY_RING_SIZE.get()).unwrap_or(0) * 1_024
+}
+
+#[inline]
+pub fn query_stats() -> bool {
+    QUERY_STATS.get()
+}
+
+pub fn query_stats_max() -> usize {
+    usize::try_from(QUERY_STATS_MAX.get()).unwrap_or(0)
+}
+
+pub fn metrics_interval() -> Duration {
+    milliseconds(METRICS_INTERVAL.get())
 }
 
 fn milliseconds(value: i32) -> Duration {

@@ -9,6 +9,7 @@ mod jobs;
 mod maintain;
 mod manage;
 mod partitions;
+mod statements;
 mod workers;
 
 pub use capture::capture_change;

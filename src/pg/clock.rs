@@ -10,7 +10,7 @@ use std::ffi::CString;
 
 const MICROS: i64 = 1_000_000;
 /// Seconds from the Unix epoch to PostgreSQL's.
-const EPOCH_SECONDS: i64 = 946_684_800;
+pub const EPOCH_SECONDS: i64 = 946_684_800;
 const DAY_SECONDS: i64 = 86_400;
 
 /// Start of the current transaction, like `now()`.
@@ -48,6 +48,18 @@ pub fn reading() -> ClockReading {
 /// The boot clock now: nobody sets it back.
 pub fn boot() -> i64 {
     reading().boot
+}
+
+/// The clock that durations are taken with, in nanoseconds; the same for all processes.
+#[inline]
+pub fn monotonic() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: fills the structure; the clock exists everywhere.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// How long ago a time of the boot clock is.

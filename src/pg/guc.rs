@@ -51,6 +51,40 @@ unsafe extern "C-unwind" fn check_string<C: Check>(
     }
 }
 
+/// Who hears of a switch that is turned.
+pub trait Told {
+    /// Called in places without a transaction; must not raise or panic.
+    fn turned(on: bool);
+}
+
+/// Declares a switch that somebody hears of.
+pub fn define_told_switch<T: Told>(
+    name: &'static CStr,
+    short: &'static CStr,
+    long: &'static CStr,
+    setting: &'static GucSetting<bool>,
+    context: GucContext,
+) {
+    // SAFETY: the hook has the signature the server asks for.
+    unsafe {
+        GucRegistry::define_bool_guc_with_hooks(
+            name,
+            short,
+            long,
+            setting,
+            context,
+            GucFlags::default(),
+            None,
+            Some(assign_switch::<T>),
+            None,
+        );
+    }
+}
+
+unsafe extern "C-unwind" fn assign_switch<T: Told>(value: bool, _extra: *mut c_void) {
+    T::turned(value);
+}
+
 /// Makes unknown settings with this prefix an error.
 pub fn reserve_prefix(prefix: &'static CStr) {
     // SAFETY: the server copies the string. Before 15 the same function has another name.

@@ -32,6 +32,23 @@ pub fn describe() -> CString {
     object.finish()
 }
 
+/// The name that the session's program gave itself.
+pub fn program() -> String {
+    // SAFETY: a string of the server's, or null.
+    unsafe {
+        let program = pg_sys::application_name;
+        if program.is_null() {
+            return String::new();
+        }
+        CStr::from_ptr(program).to_string_lossy().into_owned()
+    }
+}
+
+/// The address of the client, as text. `None`: a socket of the machine.
+pub fn address() -> Option<String> {
+    client_address().map(|address| address.to_string_lossy().into_owned())
+}
+
 /// `None`: the session came through a socket of the machine.
 fn client_address() -> Option<CString> {
     // SAFETY: the functions take and return what is passed here.

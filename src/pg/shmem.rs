@@ -1,4 +1,4 @@
-//! A piece of shared memory whose size is known only when the settings are, with a lock of its own; and conditions to wait
+//! A piece of shared memory whose size is known only when the settings are, with locks of its own; and conditions to wait
 //! for in shared memory.
 
 use pgrx::PgSharedMemoryInitialization;
@@ -14,10 +14,11 @@ const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 pub struct Area {
     name: &'static CStr,
     size: fn() -> usize,
+    locks: u16,
     /// Fills fresh memory, which may hold anything.
     fill: unsafe fn(*mut u8),
     address: AtomicPtr<u8>,
-    lock: AtomicPtr<pg_sys::LWLock>,
+    first_lock: AtomicPtr<pg_sys::LWLockPadded>,
 }
 
 impl Area {
@@ -26,14 +27,16 @@ impl Area {
     pub const unsafe fn new(
         name: &'static CStr,
         size: fn() -> usize,
+        locks: u16,
         fill: unsafe fn(*mut u8),
     ) -> Self {
         Self {
             name,
             size,
+            locks,
             fill,
             address: AtomicPtr::new(std::ptr::null_mut()),
-            lock: AtomicPtr::new(std::ptr::null_mut()),
+            first_lock: AtomicPtr::new(std::ptr::null_mut()),
         }
     }
 
@@ -42,10 +45,17 @@ impl Area {
         self.address.load(Ordering::Relaxed)
     }
 
-    /// Takes the lock, alone. While it is held nothing may raise, wait or call SQL.
+    /// Takes the first lock, alone. While it is held nothing may raise, wait or call SQL.
     pub fn lock(&self) -> Held {
-        let lock = self.lock.load(Ordering::Relaxed);
-        // SAFETY: set at the server's start, before any process that could come here.
+        self.lock_at(0)
+    }
+
+    /// The same with another of the area's locks.
+    pub fn lock_at(&self, index: usize) -> Held {
+        assert!(index < usize::from(self.locks));
+        // SAFETY: set at the server's start, before any process that could come here; as many were asked for.
+        let lock = unsafe { &raw mut (*self.first_lock.load(Ordering::Relaxed).add(index)).lock };
+        // SAFETY: a lock of the server's array.
         unsafe { pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
         Held(lock)
     }
@@ -68,7 +78,9 @@ impl PgSharedMemoryInitialization for Area {
         // SAFETY: called by the server's hook while it sizes its shared memory.
         unsafe {
             pg_sys::RequestAddinShmemSpace((self.size)());
-            pg_sys::RequestNamedLWLockTranche(self.name.as_ptr(), 1);
+            if self.locks > 0 {
+                pg_sys::RequestNamedLWLockTranche(self.name.as_ptr(), self.locks.into());
+            }
         }
     }
 
@@ -83,9 +95,11 @@ impl PgSharedMemoryInitialization for Area {
             if !found {
                 (self.fill)(address);
             }
-            let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(self.name.as_ptr())).lock;
             self.address.store(address, Ordering::Relaxed);
-            self.lock.store(lock, Ordering::Relaxed);
+            if self.locks > 0 {
+                let first = pg_sys::GetNamedLWLockTranche(self.name.as_ptr());
+                self.first_lock.store(first, Ordering::Relaxed);
+            }
             pg_sys::LWLockRelease(init_lock);
         }
     }
@@ -166,6 +180,31 @@ pub fn max_backends() -> usize {
 pub fn my_place() -> usize {
     // SAFETY: both are set in every process that is connected to a database; MyProc points into the array.
     unsafe { pg_sys::MyProc.offset_from((*pg_sys::ProcGlobal).allProcs) as usize }
+}
+
+/// What the process in a place waits for (0: nothing). `None`: another process has the place by now.
+pub fn wait_event(place: usize, pid: i32) -> Option<u32> {
+    // SAFETY: places are those of the server's array, whose entries stay mapped; words that their process may write meanwhile.
+    unsafe {
+        let process = (*pg_sys::ProcGlobal).allProcs.add(place);
+        let wait = std::ptr::read_volatile(&raw const (*process).wait_event_info);
+        (std::ptr::read_volatile(&raw const (*process).pid) == pid).then_some(wait)
+    }
+}
+
+/// The names of a wait event: its type and itself.
+pub fn wait_event_names(event: u32) -> Option<(String, String)> {
+    // SAFETY: the functions take any number and return constant strings, or null.
+    unsafe {
+        let kind = pg_sys::pgstat_get_wait_event_type(event);
+        let name = pg_sys::pgstat_get_wait_event(event);
+        if kind.is_null() || name.is_null() {
+            return None;
+        }
+        let text =
+            |text: *const std::ffi::c_char| CStr::from_ptr(text).to_string_lossy().into_owned();
+        Some((text(kind), text(name)))
+    }
 }
 
 /// Sets the latch of the process that has this place now, if any.

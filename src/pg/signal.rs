@@ -5,21 +5,24 @@ use std::ffi::c_long;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Waits until somebody sets this process's latch or the time is over. A cancel or termination that came meanwhile is raised.
-pub fn wait(timeout: Duration) {
+/// Waits until somebody sets this process's latch (`true`) or the time is over. A cancel or termination that came meanwhile is
+/// raised.
+pub fn wait(timeout: Duration) -> bool {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     let milliseconds = c_long::try_from(timeout.as_millis()).unwrap_or(c_long::MAX);
     // SAFETY: MyLatch is this process's own latch.
-    unsafe {
-        pg_sys::WaitLatch(
+    let happened = unsafe {
+        let happened = pg_sys::WaitLatch(
             pg_sys::MyLatch,
             events as i32,
             milliseconds,
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
+        happened
+    };
     check();
+    happened as u32 & pg_sys::WL_LATCH_SET != 0
 }
 
 /// The same without raising. Returns whether there is something to raise.

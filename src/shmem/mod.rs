@@ -1,10 +1,12 @@
-//! What audit_db keeps in shared memory. Four locks, `workers`, `jobs`, `exchanges` and
-//! `queue`, never held together; nothing that can raise, wait or call SQL happens under them.
+//! What audit_db keeps in shared memory. The locks of `workers`, `jobs`, `exchanges`, `queue` and `statistics` are never held
+//! together; nothing that can raise, wait or call SQL happens under them. `slow_ring` has none.
 #![allow(unsafe_code)]
 
 pub mod exchanges;
 pub mod jobs;
 pub mod queue;
+pub mod slow_ring;
+pub mod statistics;
 pub mod workers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,4 +25,6 @@ pub fn request() {
     exchanges::request();
     jobs::request();
     queue::request();
+    slow_ring::request();
+    statistics::request();
 }

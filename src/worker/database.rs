@@ -11,6 +11,7 @@ use crate::settings;
 use crate::shmem::queue;
 use crate::shmem::workers::{self, Ripe, State};
 use crate::worker::jobs::Scheduler;
+use crate::worker::slow_log::Keeper;
 use crate::worker::state;
 use audit_db_core::backoff::Backoff;
 use pgrx::pg_sys;
@@ -44,6 +45,7 @@ fn run(index: usize) {
     let mut helpers = Helpers {
         ingest: Child::default(),
         jobs: Scheduler::new(index),
+        statements: Keeper::new(),
     };
     // Every turn looks at everything there is to see before it waits: what came during a cycle is not missed.
     loop {
@@ -98,6 +100,7 @@ fn run(index: usize) {
 struct Helpers {
     ingest: Child,
     jobs: Scheduler,
+    statements: Keeper,
 }
 
 impl Helpers {
@@ -105,7 +108,10 @@ impl Helpers {
     fn tend(&mut self, index: usize) -> Instant {
         let ingest = tend_ingest(&mut self.ingest, index);
         let jobs = self.jobs.tend();
-        ingest.map_or(jobs, |ingest| ingest.min(jobs))
+        let statements = self.statements.tend(|outcome| note(index, outcome));
+        ingest
+            .map_or(jobs, |ingest| ingest.min(jobs))
+            .min(statements)
     }
 }
 

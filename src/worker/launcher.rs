@@ -1,5 +1,6 @@
 //! The launcher: finds the databases with the extension and keeps one worker in each.
 
+use crate::capture;
 use crate::error::Error;
 use crate::pg::worker::{Handle, Status};
 use crate::pg::{catalog, clock, guc, signal, worker, xact};
@@ -23,6 +24,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_millis(100);
 /// The next look after a scan.
 const RESCANNED: Duration = Duration::from_millis(10);
+/// How often what backends have counted is moved to where there is more room.
+const MERGED: Duration = Duration::from_secs(1);
 /// A worker that ran this long counts as healthy: its failures are forgotten.
 const HEALTHY_MICROS: i64 = 600_000_000;
 
@@ -53,6 +56,10 @@ struct Launcher {
     crowded: bool,
     /// Whether the server had no slot for a worker the last time one was wanted; said once.
     short_of_slots: bool,
+    /// When what backends have counted was moved last.
+    merged: Instant,
+    /// When to look after databases again.
+    tend_at: Instant,
 }
 
 impl Launcher {
@@ -64,6 +71,8 @@ impl Launcher {
             scanned: Instant::now(),
             crowded: false,
             short_of_slots: false,
+            merged: Instant::now(),
+            tend_at: Instant::now(),
         }
     }
 
@@ -72,13 +81,36 @@ impl Launcher {
         self.scan();
         loop {
             let next = self.tend();
-            signal::wait(next);
+            self.tend_at = Instant::now() + next;
+            self.wait();
             if worker::reload_requested() {
                 guc::reload_configuration();
             }
             // Now and then also unasked: a database may have become a template.
             if workers::take_scan_request() || self.scanned.elapsed() > IDLE {
                 self.scan();
+            }
+        }
+    }
+
+    /// Looks at what statements do until something else is due.
+    fn wait(&mut self) {
+        loop {
+            let left = self.tend_at.saturating_duration_since(Instant::now());
+            let merge = self.merged.elapsed() >= MERGED;
+            if merge {
+                self.merged = Instant::now();
+            }
+            match capture::tend(merge) {
+                Some(look) if look < left => {
+                    if signal::wait(look) {
+                        return;
+                    }
+                }
+                _ => {
+                    signal::wait(left);
+                    return;
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ mod job;
 mod jobs;
 mod launcher;
 mod slow;
+mod slow_log;
 mod state;
 pub mod task;
 

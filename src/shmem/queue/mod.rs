@@ -21,7 +21,7 @@ use layout::{Heading, Memory, NONE, Queue, Sleep};
 use pgrx::{pg_guard, pg_shmem_init, pg_sys};
 
 // SAFETY: the name is ours alone; the layout fills what it measures.
-static AREA: Area = unsafe { Area::new(c"audit_db queue", layout::size, layout::fill) };
+static AREA: Area = unsafe { Area::new(c"audit_db queue", layout::size, 1, layout::fill) };
 
 pub(super) fn request() {
     pg_shmem_init!(AREA = ());

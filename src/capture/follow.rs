@@ -1,0 +1,823 @@
+//! Every statement comes through here: nothing is allocated, nobody else's memory is written, nothing is raised. What a backend
+//! has open is in a few static arrays: statements from the start of their executor to its end (cursors interleave), and the calls
+//! into the executor or a utility command that are going on, innermost last. An error leaves those without a word; the abort of
+//! the transaction or subtransaction that they ran in tells.
+
+#![allow(unsafe_code)]
+
+use super::record;
+use crate::pg::clock;
+use crate::pg::statement_hooks::{self as hooks, Listener, Query, Source, Usage, Utility};
+use crate::settings::{self, Plans};
+use crate::shmem::slow_ring::{self, Status};
+use crate::shmem::statistics::{self, Key, Mine, SUMS, Sample, Sum};
+use audit_db_core::statement_text::Values;
+use std::ffi::c_int;
+
+/// Statements that can be open at a time.
+const FRAMES: usize = 32;
+/// Calls that can be going on at a time.
+const CALLS: usize = 64;
+/// Longest text of a statement that failed: it must be copied while it fails.
+const SAVED_BYTES: usize = 4_096;
+const NO_TOKEN: u32 = u32::MAX;
+/// Token of a utility command that has another statement run: nothing was begun.
+const TRANSPARENT: u32 = u32::MAX - 1;
+const NO_FRAME: usize = usize::MAX;
+
+/// An open statement.
+#[derive(Clone, Copy)]
+struct Frame {
+    query: Option<Query>,
+    source: Source,
+    /// In the executor, or in the utility command.
+    nanoseconds: u64,
+    planning: u64,
+    rows: u64,
+    before: Usage,
+    subtransaction: u32,
+    role: u32,
+    level: u32,
+    /// The server's id of the statement; 0 where it computes none.
+    id: u64,
+    /// Command tag of a utility command.
+    tag: u32,
+    /// When its last call began, for the waits that were sampled.
+    since: u64,
+    sampled: bool,
+    instrumented: bool,
+    /// Length of the text that was copied when it failed.
+    saved: u16,
+}
+
+/// A call that is going on.
+#[derive(Clone, Copy)]
+struct Call {
+    frame: usize,
+    started: u64,
+    subtransaction: u32,
+    level: u32,
+    /// What was reported last within it, and when.
+    sqlstate: c_int,
+    reported: u64,
+}
+
+struct State {
+    mine: Option<Mine>,
+    followed: bool,
+    pid: i32,
+    database: u32,
+    frames: [Frame; FRAMES],
+    /// One bit a frame in use.
+    used: u32,
+    /// Where the last one was found.
+    last: usize,
+    calls: [Call; CALLS],
+    depth: usize,
+    level: u32,
+    /// Whether the client's statement is one of those that slow statements are looked for in.
+    sampled: bool,
+    random: u64,
+    /// The frame whose executor is starting.
+    starting: usize,
+    planned: u64,
+    planned_source: Source,
+    /// What went to the log last.
+    failed: c_int,
+    /// The same, of a statement that never got so far as to be followed and took this long.
+    unfollowed: u64,
+    unfollowed_length: u16,
+    saved: [[u8; SAVED_BYTES]; FRAMES + 1],
+}
+
+const NO_CALL: Call = Call {
+    frame: NO_FRAME,
+    started: 0,
+    subtransaction: 0,
+    level: 0,
+    sqlstate: 0,
+    reported: 0,
+};
+
+const NO_STATEMENT: Frame = Frame {
+    query: None,
+    source: Source::NONE,
+    nanoseconds: 0,
+    planning: 0,
+    rows: 0,
+    before: Usage::NONE,
+    subtransaction: 0,
+    role: 0,
+    level: 0,
+    id: 0,
+    tag: 0,
+    since: 0,
+    sampled: false,
+    instrumented: false,
+    saved: 0,
+};
+
+static mut STATE: State = State {
+    mine: None,
+    followed: true,
+    pid: 0,
+    database: 0,
+    frames: [NO_STATEMENT; FRAMES],
+    used: 0,
+    last: 0,
+    calls: [NO_CALL; CALLS],
+    depth: 0,
+    level: 0,
+    sampled: true,
+    random: 0,
+    starting: NO_FRAME,
+    planned: 0,
+    planned_source: Source::NONE,
+    failed: 0,
+    unfollowed: 0,
+    unfollowed_length: 0,
+    saved: [[0; SAVED_BYTES]; FRAMES + 1],
+};
+
+/// The state of this backend. Backends have one thread, and no reference lives across a call that could come back here.
+#[inline]
+fn state() -> &'static mut State {
+    // SAFETY: as said.
+    unsafe { &mut *(&raw mut STATE) }
+}
+
+/// What a statement was, for the record of a slow one.
+pub struct Ended<'a> {
+    /// While its executor is still there.
+    pub query: Option<Query>,
+    pub text: &'a [u8],
+    pub utility: bool,
+    pub query_id: u64,
+    pub nanoseconds: u64,
+    pub planning: u64,
+    pub rows: u64,
+    pub used: Usage,
+    pub database: u32,
+    pub role: u32,
+    pub pid: i32,
+    pub level: u32,
+    pub status: Status,
+    pub sqlstate: c_int,
+    pub waits: [(u32, u32); slow_ring::WAITS],
+}
+
+/// `query_canceled`, packed.
+const CANCELED: c_int = pack(*b"57014");
+/// Success and warnings: no errors.
+const SUCCESS_CLASS: c_int = 0;
+const WARNING_CLASS: c_int = 1 << 6;
+
+const fn pack(code: [u8; 5]) -> c_int {
+    let mut packed = 0;
+    let mut index = 0;
+    while index < 5 {
+        packed |= ((code[index] - b'0') as c_int & 0x3f) << (6 * index);
+        index += 1;
+    }
+    packed
+}
+
+const fn is_error(sqlstate: c_int) -> bool {
+    let class = sqlstate & 0xfff;
+    class != SUCCESS_CLASS && class != WARNING_CLASS
+}
+
+const fn status_of(sqlstate: c_int) -> Status {
+    match sqlstate {
+        0 => Status::Ok,
+        CANCELED => Status::Cancelled,
+        _ => Status::Error,
+    }
+}
+
+impl State {
+    #[cold]
+    #[inline(never)]
+    fn get_ready(&mut self) -> Option<Mine> {
+        if !self.followed {
+            return None;
+        }
+        self.followed = hooks::is_followed();
+        if !self.followed {
+            return None;
+        }
+        self.mine = Mine::new();
+        self.followed = self.mine.is_some();
+        (self.pid, self.database) = hooks::who();
+        self.random = clock::monotonic() ^ (self.pid as u64) << 32 | 1;
+        self.mine
+    }
+
+    #[inline]
+    fn mine(&mut self) -> Option<Mine> {
+        match self.mine {
+            // A worker can connect, and learn its database, after its first look.
+            Some(mine) if self.database != 0 => Some(mine),
+            _ => self.get_ready(),
+        }
+    }
+
+    /// Decides for a statement of the client; those within follow it.
+    #[inline]
+    fn draw(&mut self) {
+        self.failed = 0;
+        let rate = settings::slow_query_sample_rate();
+        self.sampled = if rate >= 1.0 {
+            true
+        } else {
+            // Marsaglia's xorshift.
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            ((self.random >> 11) as f64) < rate * (1u64 << 53) as f64
+        };
+    }
+
+    #[inline]
+    fn open(&mut self, mine: Mine, query: Option<Query>, source: Source, level: u32) -> usize {
+        let index = (!self.used).trailing_zeros() as usize;
+        let Some(frame) = self.frames.get_mut(index) else {
+            mine.note_untracked();
+            return NO_FRAME;
+        };
+        frame.query = query;
+        frame.source = source;
+        frame.nanoseconds = 0;
+        frame.planning = 0;
+        frame.rows = 0;
+        frame.before = Usage::now();
+        frame.subtransaction = hooks::subtransaction();
+        frame.role = hooks::role();
+        frame.level = level;
+        frame.id = query.map_or(0, Query::id);
+        frame.tag = 0;
+        frame.since = 0;
+        frame.sampled = self.sampled;
+        frame.instrumented = false;
+        frame.saved = 0;
+        self.used |= 1 << index;
+        self.last = index;
+        index
+    }
+
+    #[inline]
+    fn find(&mut self, query: Query) -> usize {
+        if let Some(frame) = self.frames.get(self.last)
+            && self.used & 1 << self.last != 0
+            && frame.query == Some(query)
+        {
+            return self.last;
+        }
+        let mut left = self.used;
+        while left != 0 {
+            let index = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if let Some(frame) = self.frames.get(index)
+                && frame.query == Some(query)
+            {
+                self.last = index;
+                return index;
+            }
+        }
+        NO_FRAME
+    }
+
+    /// A call into the executor or a utility command begins.
+    #[inline]
+    fn enter(&mut self, mine: Mine, index: usize) -> u32 {
+        let depth = self.depth;
+        let (Some(call), Some(frame)) = (self.calls.get_mut(depth), self.frames.get_mut(index))
+        else {
+            return NO_TOKEN;
+        };
+        let now = clock::monotonic();
+        call.frame = index;
+        call.started = now;
+        call.subtransaction = hooks::subtransaction();
+        call.level = self.level;
+        call.sqlstate = 0;
+        frame.since = now;
+        self.depth = depth + 1;
+        self.level += 1;
+        if depth == 0 {
+            hooks::watch_errors();
+            mine.begin(now, self.pid, self.database, frame.role);
+        }
+        depth as u32
+    }
+
+    /// It has come back. Returns its frame.
+    #[inline]
+    fn leave(&mut self, mine: Mine, token: u32) -> usize {
+        let Some(call) = self.calls.get(token as usize) else {
+            return NO_FRAME;
+        };
+        let (index, started) = (call.frame, call.started);
+        self.level = call.level;
+        // Also those within that an error ended without a word.
+        self.depth = token as usize;
+        if let Some(frame) = self.frames.get_mut(index) {
+            frame.nanoseconds += clock::monotonic().saturating_sub(started);
+        }
+        if token == 0 {
+            hooks::unwatch_errors();
+            mine.end();
+        }
+        index
+    }
+
+    /// Copies the text of a statement that may be about to fail: afterwards its memory may be gone.
+    fn save(&mut self, index: usize) {
+        let (Some(frame), Some(saved)) = (self.frames.get_mut(index), self.saved.get_mut(index))
+        else {
+            return;
+        };
+        // SAFETY: the statement has not ended.
+        let text = unsafe { frame.source.bytes() };
+        let length = text.len().min(SAVED_BYTES);
+        saved[..length].copy_from_slice(&text[..length]);
+        frame.saved = length as u16;
+    }
+}
+
+/// A statement has ended. Where it was slow, output functions of types may run, which is code of users: no reference to the state
+/// lives across that.
+#[inline]
+fn close(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
+    let state = state();
+    let Some(frame) = state.frames.get(index) else {
+        return;
+    };
+    let frame = *frame;
+    state.used &= !(1 << index);
+    let total = frame.nanoseconds + frame.planning;
+    if frame.level == 0 {
+        mine.total(total, sqlstate != 0);
+    }
+    let threshold = settings::slow_query_threshold();
+    let slow = threshold >= 0 && frame.sampled && total >= threshold as u64 * 1_000_000;
+    if settings::query_stats() {
+        count(mine, state.database, &frame, index, query, sqlstate);
+    }
+    if slow {
+        note_slow(mine, &frame, index, query, sqlstate);
+    } else if frame.instrumented
+        && let Some(query) = query
+    {
+        slow_ring::note_fast(query.shape());
+    }
+}
+
+#[inline]
+fn count(
+    mine: Mine,
+    database: u32,
+    frame: &Frame,
+    index: usize,
+    query: Option<Query>,
+    sqlstate: c_int,
+) {
+    let utility = frame.query.is_none();
+    let id = if utility {
+        utility_id(frame.tag)
+    } else {
+        frame.id
+    };
+    if id == 0 {
+        return;
+    }
+    let used = Usage::now().since(&frame.before);
+    let mut sums = [0; SUMS];
+    sums[Sum::Calls as usize] = 1;
+    sums[Sum::Errors as usize] = (sqlstate != 0).into();
+    sums[Sum::Nanoseconds as usize] = frame.nanoseconds;
+    sums[Sum::PlanningNanoseconds as usize] = frame.planning;
+    sums[Sum::Rows as usize] = frame.rows;
+    sums[Sum::SharedHit as usize] = used.blocks[0];
+    sums[Sum::SharedRead as usize] = used.blocks[1];
+    sums[Sum::SharedDirtied as usize] = used.blocks[2];
+    sums[Sum::SharedWritten as usize] = used.blocks[3];
+    sums[Sum::TempRead as usize] = used.blocks[8];
+    sums[Sum::TempWritten as usize] = used.blocks[9];
+    sums[Sum::WalBytes as usize] = used.wal_bytes;
+    let key = Key {
+        query: id,
+        database,
+        role: frame.role,
+        top_level: frame.level == 0,
+    };
+    let now = hooks::message_time();
+    statistics::count(mine.place(), &key, &Sample { sums }, now, || {
+        if utility {
+            hooks::tag_name(frame.tag).to_owned()
+        } else {
+            record::normalize(text(frame, index, query.is_some()), Values::Constants)
+        }
+    });
+}
+
+/// The text of a statement: its own while it is there, else what was copied when it failed.
+fn text(frame: &Frame, index: usize, alive: bool) -> &'static [u8] {
+    if alive {
+        // SAFETY: the statement has not ended; the result is used before it does.
+        return unsafe { frame.source.bytes() };
+    }
+    state()
+        .saved
+        .get(index)
+        .and_then(|saved| saved.get(..usize::from(frame.saved)))
+        .unwrap_or(&[])
+}
+
+#[cold]
+#[inline(never)]
+fn note_slow(mine: Mine, frame: &Frame, index: usize, query: Option<Query>, sqlstate: c_int) {
+    let utility = frame.query.is_none();
+    // A utility command's text outlives it, but not an error.
+    let alive = query.is_some() || (utility && sqlstate == 0);
+    let (pid, database) = (state().pid, state().database);
+    mine.note_slow();
+    unfollowed(|| {
+        record::record(&Ended {
+            query,
+            text: text(frame, index, alive),
+            utility,
+            query_id: frame.id,
+            nanoseconds: frame.nanoseconds,
+            planning: frame.planning,
+            rows: frame.rows,
+            used: Usage::now().since(&frame.before),
+            database,
+            role: frame.role,
+            pid,
+            level: frame.level,
+            status: status_of(sqlstate),
+            sqlstate,
+            waits: if frame.level == 0 {
+                mine.waits(frame.since)
+            } else {
+                [(0, 0); slow_ring::WAITS]
+            },
+        });
+    });
+}
+
+/// Runs what may itself run statements.
+fn unfollowed(body: impl FnOnce()) {
+    let mine = std::mem::take(&mut state().mine);
+    state().followed = false;
+    body();
+    state().mine = mine;
+    state().followed = true;
+}
+
+/// The calls from this depth on, and the statements that began in these subtransactions, have come to nothing.
+fn fail(mine: Mine, depth: usize, subtransaction: u32) {
+    while state().depth > depth {
+        let state = state();
+        state.depth -= 1;
+        let Some(call) = state.calls.get(state.depth).copied() else {
+            continue;
+        };
+        state.level = call.level;
+        let reported = call.sqlstate != 0;
+        let sqlstate = if reported {
+            call.sqlstate
+        } else if state.failed != 0 {
+            state.failed
+        } else {
+            // Somebody passed an error on that he had caught: that it failed is all that is known.
+            INTERNAL_ERROR
+        };
+        if let Some(frame) = state.frames.get_mut(call.frame) {
+            let ended = if reported {
+                call.reported
+            } else {
+                clock::monotonic()
+            };
+            frame.nanoseconds += ended.saturating_sub(call.started);
+        }
+        if state.depth == 0 {
+            mine.end();
+        }
+        if state.used & 1u32.checked_shl(call.frame as u32).unwrap_or(0) != 0 {
+            close(mine, call.frame, None, sqlstate);
+        }
+    }
+    for index in bits(state().used) {
+        let state = state();
+        let Some(frame) = state.frames.get(index) else {
+            continue;
+        };
+        if frame.query.is_none() || frame.subtransaction < subtransaction {
+            continue;
+        }
+        // One that could not even start has failed, too; a cursor that rested has just ended.
+        let sqlstate = if index != state.starting {
+            0
+        } else if state.failed == 0 {
+            INTERNAL_ERROR
+        } else {
+            state.failed
+        };
+        if sqlstate == 0 && frame.nanoseconds == 0 {
+            state.used &= !(1 << index);
+        } else {
+            close(mine, index, None, sqlstate);
+        }
+    }
+    state().starting = NO_FRAME;
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut left: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        (left != 0).then(|| {
+            let index = left.trailing_zeros() as usize;
+            left &= left - 1;
+            index
+        })
+    })
+}
+
+const INTERNAL_ERROR: c_int = pack(*b"XX000");
+
+/// Utility commands have no ids of the server's that would not depend on their constants: all of a kind are one.
+const fn utility_id(tag: u32) -> u64 {
+    (tag as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The statements of this backend.
+pub struct Statements;
+
+impl Listener for Statements {
+    #[inline]
+    fn is_on() -> bool {
+        super::is_on()
+    }
+
+    #[inline]
+    fn planned(nanoseconds: u64, source: Source) {
+        let state = state();
+        state.planned = nanoseconds;
+        state.planned_source = source;
+    }
+
+    #[inline]
+    fn starts(query: Query, source: Source) -> c_int {
+        let state = state();
+        let Some(mine) = state.mine() else { return 0 };
+        let level = state.level;
+        if level == 0 {
+            state.draw();
+        }
+        let index = state.open(mine, Some(query), source, level);
+        state.starting = index;
+        let planned = std::mem::take(&mut state.planned);
+        let fits = state.planned_source == source;
+        let instrument = settings::slow_query_threshold() >= 0
+            && settings::slow_query_plan() == Plans::Analyze
+            && slow_ring::knows_any()
+            && slow_ring::is_known(query.shape());
+        if let Some(frame) = state.frames.get_mut(index) {
+            if fits {
+                frame.planning = planned;
+            }
+            frame.instrumented = instrument;
+        }
+        if instrument {
+            hooks::INSTRUMENT_NODES
+        } else {
+            0
+        }
+    }
+
+    #[inline]
+    fn started() {
+        state().starting = NO_FRAME;
+    }
+
+    #[inline]
+    fn runs(query: Query) -> u32 {
+        let state = state();
+        let Some(mine) = state.mine else {
+            return NO_TOKEN;
+        };
+        let index = state.find(query);
+        state.enter(mine, index)
+    }
+
+    #[inline]
+    fn rests(_query: Query, token: u32, rows: u64) {
+        if token >= TRANSPARENT {
+            return;
+        }
+        let state = state();
+        let Some(mine) = state.mine else { return };
+        let index = state.leave(mine, token);
+        if let Some(frame) = state.frames.get_mut(index) {
+            frame.rows += rows;
+        }
+    }
+
+    #[inline]
+    fn ends(query: Query) {
+        let state = state();
+        let Some(mine) = state.mine else { return };
+        let index = state.find(query);
+        if index != NO_FRAME {
+            close(mine, index, Some(query), 0);
+        }
+    }
+
+    #[inline]
+    fn utility_begins(kind: Utility, tag: u32, source: Source) -> u32 {
+        let state = state();
+        let Some(mine) = state.mine() else {
+            return NO_TOKEN;
+        };
+        match kind {
+            Utility::Transparent => return TRANSPARENT,
+            // What still rests ends without the executor's word, but in order.
+            Utility::Rollback => {
+                for index in bits(state.used) {
+                    state.save(index);
+                }
+            }
+            Utility::Other => {}
+        }
+        let level = state.level;
+        if level == 0 {
+            state.draw();
+        }
+        let index = state.open(mine, None, source, level);
+        if let Some(frame) = state.frames.get_mut(index) {
+            frame.tag = tag;
+        }
+        state.enter(mine, index)
+    }
+
+    #[inline]
+    fn utility_ends(token: u32, rows: u64) {
+        if token >= TRANSPARENT {
+            return;
+        }
+        let state = state();
+        let Some(mine) = state.mine else { return };
+        let index = state.leave(mine, token);
+        if let Some(frame) = state.frames.get_mut(index) {
+            frame.rows = rows;
+            close(mine, index, None, 0);
+        }
+    }
+
+    fn reported(sqlstate: c_int) {
+        if !is_error(sqlstate) {
+            return;
+        }
+        let state = state();
+        let now = clock::monotonic();
+        let threshold = settings::slow_query_threshold();
+        let slow = |nanoseconds: u64| threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000;
+        let statistics = settings::query_stats();
+        let mut running = 0u32;
+        for depth in 0..state.depth.min(CALLS) {
+            let Some(call) = state.calls.get_mut(depth) else {
+                continue;
+            };
+            call.sqlstate = sqlstate;
+            call.reported = now;
+            let (index, started) = (call.frame, call.started);
+            running |= 1u32.checked_shl(index as u32).unwrap_or(0);
+            let taken = state
+                .frames
+                .get(index)
+                .map(|frame| frame.nanoseconds + frame.planning + now.saturating_sub(started));
+            if statistics || taken.is_some_and(slow) {
+                state.save(index);
+            }
+        }
+        // Cursors that rest go with the transaction.
+        for index in bits(state.used & !running) {
+            if let Some(frame) = state.frames.get(index)
+                && frame.query.is_some()
+                && index != state.starting
+                && slow(frame.nanoseconds + frame.planning)
+            {
+                state.save(index);
+            }
+        }
+    }
+
+    fn failed(sqlstate: c_int) {
+        let state = state();
+        let Some(mine) = state.mine() else { return };
+        state.failed = sqlstate;
+        if state.depth > 0 || state.starting != NO_FRAME {
+            return;
+        }
+        // It never came as far as the executor: a syntax error, a table that is not there, a cancel while it was planned.
+        let source = hooks::client_text();
+        if source == Source::NONE {
+            return;
+        }
+        let nanoseconds = hooks::since_message();
+        mine.total(nanoseconds, true);
+        let threshold = settings::slow_query_threshold();
+        if threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000 {
+            // SAFETY: the client's message is still there.
+            let text = unsafe { source.bytes() };
+            let length = text.len().min(SAVED_BYTES);
+            state.saved[FRAMES][..length].copy_from_slice(&text[..length]);
+            state.unfollowed_length = length as u16;
+            state.unfollowed = nanoseconds;
+        }
+    }
+
+    fn subtransaction_aborts(id: u32) {
+        let state = state();
+        let Some(mine) = state.mine else { return };
+        let mut depth = state.depth.min(CALLS);
+        while depth > 0
+            && state
+                .calls
+                .get(depth - 1)
+                .is_some_and(|call| call.subtransaction >= id)
+        {
+            depth -= 1;
+        }
+        fail(mine, depth, id);
+        // Whoever caught the error goes on.
+        for call in self::state().calls.iter_mut().take(depth) {
+            call.sqlstate = 0;
+        }
+    }
+
+    fn transaction_ends(committed: bool) {
+        let state = state();
+        let Some(mine) = state.mine else { return };
+        // A procedure goes on after its COMMIT or ROLLBACK; what is open besides it ends with its transaction.
+        let failed = !committed
+            && (state.failed != 0
+                || state
+                    .calls
+                    .iter()
+                    .take(state.depth.min(CALLS))
+                    .any(|call| call.sqlstate != 0));
+        if failed {
+            fail(mine, 0, 0);
+        } else if !committed {
+            fail(mine, state.depth, 0);
+        }
+        note_unfollowed(mine);
+        let state = self::state();
+        // Statements that were open while following was switched off.
+        for index in bits(state.used) {
+            if state
+                .frames
+                .get(index)
+                .is_some_and(|frame| frame.query.is_some())
+            {
+                state.used &= !(1 << index);
+            }
+        }
+        state.failed = 0;
+        state.starting = NO_FRAME;
+    }
+}
+
+/// One that was slow and failed before it came to the executor.
+fn note_unfollowed(mine: Mine) {
+    let state = state();
+    if state.unfollowed == 0 {
+        return;
+    }
+    let nanoseconds = std::mem::take(&mut state.unfollowed);
+    let (pid, database, sqlstate) = (state.pid, state.database, state.failed);
+    let length = usize::from(state.unfollowed_length);
+    mine.note_slow();
+    unfollowed(|| {
+        record::record(&Ended {
+            query: None,
+            text: self::state().saved[FRAMES].get(..length).unwrap_or(&[]),
+            utility: true,
+            query_id: 0,
+            nanoseconds,
+            planning: 0,
+            rows: 0,
+            used: Usage::NONE,
+            database,
+            role: hooks::role(),
+            pid,
+            level: 0,
+            status: status_of(sqlstate),
+            sqlstate,
+            waits: [(0, 0); slow_ring::WAITS],
+        });
+    });
+}

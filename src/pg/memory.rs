@@ -1,0 +1,37 @@
+//! Work beside a user's statement, of which the statement must not notice anything.
+
+use crate::pg::{signal, xact};
+use pgrx::pg_sys;
+
+/// Runs `body` in memory of its own, which is freed afterwards, and without interrupts. `None`: it raised something, which nobody
+/// hears of.
+pub fn contained<T>(body: impl FnOnce() -> T) -> Option<T> {
+    // SAFETY: memory context and error context are put back, whatever happens; the context is deleted once.
+    unsafe {
+        let memory = pg_sys::CurrentMemoryContext;
+        let errors = std::mem::replace(
+            &mut *(&raw mut pg_sys::error_context_stack),
+            std::ptr::null_mut(),
+        );
+        let mut own = std::ptr::null_mut();
+        let outcome = signal::uninterrupted(|| {
+            xact::catch(|| {
+                own = pg_sys::AllocSetContextCreateInternal(
+                    pg_sys::TopMemoryContext,
+                    c"audit_db contained".as_ptr(),
+                    pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+                );
+                pg_sys::MemoryContextSwitchTo(own);
+                Ok(body())
+            })
+        });
+        pg_sys::MemoryContextSwitchTo(memory);
+        if !own.is_null() {
+            pg_sys::MemoryContextDelete(own);
+        }
+        pg_sys::error_context_stack = errors;
+        outcome.ok()
+    }
+}
