@@ -87,6 +87,7 @@ struct State {
     /// The same, of a statement that never got so far as to be followed and took this long.
     unfollowed: u64,
     unfollowed_length: u16,
+    unfollowed_sqlstate: c_int,
     saved: [[u8; SAVED_BYTES]; FRAMES + 1],
 }
 
@@ -136,6 +137,7 @@ static mut STATE: State = State {
     failed: 0,
     unfollowed: 0,
     unfollowed_length: 0,
+    unfollowed_sqlstate: 0,
     saved: [[0; SAVED_BYTES]; FRAMES + 1],
 };
 
@@ -143,7 +145,10 @@ static mut STATE: State = State {
 #[inline]
 fn state() -> &'static mut State {
     // SAFETY: as said.
-    unsafe { &mut *(&raw mut STATE) }
+    #[allow(static_mut_refs)]
+    unsafe {
+        &mut STATE
+    }
 }
 
 /// What a statement was, for the record of a slow one.
@@ -151,7 +156,7 @@ pub struct Ended<'a> {
     /// While its executor is still there.
     pub query: Option<Query>,
     pub text: &'a [u8],
-    pub utility: bool,
+    pub values: Values,
     pub query_id: u64,
     pub nanoseconds: u64,
     pub planning: u64,
@@ -171,6 +176,8 @@ const CANCELED: c_int = pack(*b"57014");
 /// Success and warnings: no errors.
 const SUCCESS_CLASS: c_int = 0;
 const WARNING_CLASS: c_int = 1 << 6;
+/// Syntax errors, and names that mean nothing.
+const SYNTAX_CLASS: c_int = pack(*b"42000") & 0xfff;
 
 const fn pack(code: [u8; 5]) -> c_int {
     let mut packed = 0;
@@ -446,7 +453,11 @@ fn note_slow(mine: Mine, frame: &Frame, index: usize, query: Option<Query>, sqls
         record::record(&Ended {
             query,
             text: text(frame, index, alive),
-            utility,
+            values: if utility {
+                Values::Settings
+            } else {
+                Values::Constants
+            },
             query_id: frame.id,
             nanoseconds: frame.nanoseconds,
             planning: frame.planning,
@@ -721,6 +732,19 @@ impl Listener for Statements {
         if state.depth > 0 || state.starting != NO_FRAME {
             return;
         }
+        // Cursors that rest go with the transaction.
+        let threshold = settings::slow_query_threshold();
+        let is_slow =
+            |nanoseconds: u64| threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000;
+        for index in bits(state.used) {
+            if state
+                .frames
+                .get(index)
+                .is_some_and(|frame| is_slow(frame.nanoseconds + frame.planning))
+            {
+                state.save(index);
+            }
+        }
         // It never came as far as the executor: a syntax error, a table that is not there, a cancel while it was planned.
         let source = hooks::client_text();
         if source == Source::NONE {
@@ -728,13 +752,13 @@ impl Listener for Statements {
         }
         let nanoseconds = hooks::since_message();
         mine.total(nanoseconds, true);
-        let threshold = settings::slow_query_threshold();
-        if threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000 {
+        if is_slow(nanoseconds) {
             // SAFETY: the client's message is still there.
             let text = unsafe { source.bytes() };
             let length = text.len().min(SAVED_BYTES);
             state.saved[FRAMES][..length].copy_from_slice(&text[..length]);
             state.unfollowed_length = length as u16;
+            state.unfollowed_sqlstate = sqlstate;
             state.unfollowed = nanoseconds;
         }
     }
@@ -752,6 +776,7 @@ impl Listener for Statements {
             depth -= 1;
         }
         fail(mine, depth, id);
+        note_unfollowed(mine);
         // Whoever caught the error goes on.
         for call in self::state().calls.iter_mut().take(depth) {
             call.sqlstate = 0;
@@ -798,14 +823,18 @@ fn note_unfollowed(mine: Mine) {
         return;
     }
     let nanoseconds = std::mem::take(&mut state.unfollowed);
-    let (pid, database, sqlstate) = (state.pid, state.database, state.failed);
+    let (pid, database, sqlstate) = (state.pid, state.database, state.unfollowed_sqlstate);
     let length = usize::from(state.unfollowed_length);
     mine.note_slow();
     unfollowed(|| {
         record::record(&Ended {
             query: None,
             text: self::state().saved[FRAMES].get(..length).unwrap_or(&[]),
-            utility: true,
+            values: if sqlstate & 0xfff == SYNTAX_CLASS {
+                Values::Names
+            } else {
+                Values::Settings
+            },
             query_id: 0,
             nanoseconds,
             planning: 0,

@@ -17,24 +17,19 @@ const WAKE_NANOSECONDS: u64 = 500_000_000;
 
 /// The text of a statement without its constants.
 pub fn normalize(text: &[u8], values: Values) -> String {
-    let room = TEXT_BYTES;
-    shorten(&scanner::normalize(text, values), room)
+    let text = scanner::normalize(text, values);
+    shorten(text.trim_end_matches([';', ' ']), TEXT_BYTES)
 }
 
 /// Puts a slow statement into the ring. Raises nothing.
 pub fn record(ended: &Ended<'_>) {
     let parameters = settings::slow_query_parameters();
     // Utility commands hold passwords.
-    let verbatim = parameters == Parameters::Full && !ended.utility;
+    let verbatim = parameters == Parameters::Full && ended.values == Values::Constants;
     let query = if verbatim {
         shorten(&String::from_utf8_lossy(ended.text), TEXT_BYTES)
     } else {
-        let values = if ended.utility {
-            Values::Settings
-        } else {
-            Values::Constants
-        };
-        normalize(ended.text, values)
+        normalize(ended.text, ended.values)
     };
     let (plan, list) = match ended.query {
         Some(query) => (plan_of(query, verbatim), parameters_of(query, parameters)),
@@ -86,12 +81,11 @@ fn plan_of(query: Query, verbatim: bool) -> Option<String> {
     plan
 }
 
-/// EXPLAIN's array of one plan becomes an object that says whether its figures are those of this run.
+/// What EXPLAIN has written is the inside of an object between the brackets of an array. It gets the right brackets, and a word
+/// whether its figures are those of this run.
 fn finish_plan(text: &str, actual: bool, verbatim: bool) -> Option<String> {
-    let Value::Array(plans) = serde_json::from_str(text).ok()? else {
-        return None;
-    };
-    let Some(Value::Object(mut plan)) = plans.into_iter().next() else {
+    let inside = text.trim().strip_prefix('[')?.strip_suffix(']')?;
+    let Value::Object(mut plan) = serde_json::from_str(&format!("{{{inside}}}")).ok()? else {
         return None;
     };
     plan.insert("actual".to_owned(), Value::Bool(actual));

@@ -9,10 +9,8 @@ pub fn contained<T>(body: impl FnOnce() -> T) -> Option<T> {
     // SAFETY: memory context and error context are put back, whatever happens; the context is deleted once.
     unsafe {
         let memory = pg_sys::CurrentMemoryContext;
-        let errors = std::mem::replace(
-            &mut *(&raw mut pg_sys::error_context_stack),
-            std::ptr::null_mut(),
-        );
+        let errors = pg_sys::error_context_stack;
+        pg_sys::error_context_stack = std::ptr::null_mut();
         let mut own = std::ptr::null_mut();
         let outcome = signal::uninterrupted(|| {
             xact::catch(|| {

@@ -86,9 +86,9 @@ fn scan_into(text: &CStr, words: &mut Vec<Word>) {
                 | token::XCONST
                 | token::ICONST => Kind::Constant,
                 token::PARAM => Kind::Parameter,
-                token::IDENT | token::UIDENT => Kind::Word,
+                token::IDENT | token::UIDENT => Kind::Name,
                 token::OP | token::FIRST_SIGN..=token::LAST_SIGN => Kind::Sign,
-                keyword if keyword > token::LAST_SIGN => Kind::Word,
+                keyword if keyword > token::LAST_SIGN => Kind::Keyword,
                 _ => Kind::Sign,
             };
             words.push(Word {

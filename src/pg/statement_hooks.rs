@@ -490,11 +490,24 @@ impl Usage {
     }
 }
 
+/// # Safety
+/// The statement must be alive.
+#[inline]
+unsafe fn query_id(planned: *mut pg_sys::PlannedStmt) -> u64 {
+    // SAFETY: by contract.
+    let id = unsafe { (*planned).queryId };
+    // Signed from 18 on.
+    #[allow(clippy::unnecessary_cast)]
+    {
+        id as u64
+    }
+}
+
 impl Query {
     #[inline]
     pub fn id(self) -> u64 {
         // SAFETY: the description is alive while the statement is.
-        unsafe { (*(*self.0).plannedstmt).queryId as u64 }
+        unsafe { query_id((*self.0).plannedstmt) }
     }
 
     /// What tells statements of one shape from others, whatever their constants: kind, tables, plan, and cost by its magnitude.
@@ -507,7 +520,7 @@ impl Query {
             let mut mix = |word: u64| {
                 sum = (sum.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
             };
-            mix((*planned).queryId as u64);
+            mix(query_id(planned));
             mix(u64::from((*self.0).operation));
             if !tree.is_null() {
                 mix((*tree.cast::<pg_sys::Node>()).type_ as u64);
@@ -555,8 +568,9 @@ pub fn tag_name(tag: u32) -> &'static str {
 /// The text that the client sent, where there is one.
 pub fn client_text() -> Source {
     // SAFETY: reads a variable; the string lives as long as the client's message.
+    let text = unsafe { pg_sys::debug_query_string };
     Source {
-        text: unsafe { pg_sys::debug_query_string },
+        text,
         ..Source::NONE
     }
 }

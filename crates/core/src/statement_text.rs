@@ -8,8 +8,10 @@ pub enum Kind {
     Constant,
     /// `$1`.
     Parameter,
-    /// A name or a keyword.
-    Word,
+    /// A word of the language.
+    Keyword,
+    /// A name.
+    Name,
     /// An operator or a sign.
     Sign,
 }
@@ -28,8 +30,10 @@ pub struct Token<'a> {
 pub enum Values {
     /// Constants are values.
     Constants,
-    /// Also names behind `SET name =` and `SET name TO`: settings take their values as names too.
+    /// Also words behind `SET name =` and `SET name TO`: settings take their values as names too.
     Settings,
+    /// Also all names: in a statement that could not be understood nobody knows what is one.
+    Names,
 }
 
 /// What stands in the middle of a text that was cut.
@@ -56,7 +60,8 @@ pub fn normalize<'a>(
         }
         let value = match token.kind {
             Kind::Constant => true,
-            Kind::Word => values == Values::Settings && state == Setting::Value,
+            Kind::Name if values == Values::Names => true,
+            Kind::Name | Kind::Keyword => values == Values::Settings && state == Setting::Value,
             Kind::Parameter | Kind::Sign => false,
         };
         if values == Values::Settings {
@@ -85,8 +90,8 @@ impl Setting {
     fn after(self, token: Token<'_>) -> Self {
         let is = |word: &str| token.text.eq_ignore_ascii_case(word);
         match self {
-            _ if token.kind == Kind::Word && is("set") && self != Self::Value => Self::Name,
-            Self::Name if is("=") || (token.kind == Kind::Word && is("to")) => Self::Value,
+            _ if token.kind == Kind::Keyword && is("set") && self != Self::Value => Self::Name,
+            Self::Name if is("=") || (token.kind == Kind::Keyword && is("to")) => Self::Value,
             Self::Value if token.kind != Kind::Sign || is(",") || is("-") || is("+") => Self::Value,
             Self::Value => Self::None,
             other => other,
@@ -127,7 +132,8 @@ mod tests {
                 kind: match text.chars().next() {
                     Some('\'' | '0'..='9') => Kind::Constant,
                     Some('$') => Kind::Parameter,
-                    Some('a'..='z' | 'A'..='Z' | '"') => Kind::Word,
+                    Some('A'..='Z') => Kind::Keyword,
+                    Some('a'..='z' | '"') => Kind::Name,
                     _ => Kind::Sign,
                 },
                 text,
@@ -171,6 +177,11 @@ mod tests {
             Values::Constants,
             "UPDATE t SET a = b",
         );
+    }
+
+    #[test]
+    fn names_can_be_values_where_nothing_was_understood() {
+        check("SELECT smith FROM", Values::Names, "SELECT $1 FROM");
     }
 
     #[test]

@@ -162,7 +162,7 @@ fn find_or_make<'a>(bucket: &'a mut [Known], key: &Key, generation: u32) -> &'a 
     &mut bucket[index]
 }
 
-/// Whether the text of a statement is here.
+/// Whether a statement is here.
 pub fn knows(key: &Key) -> bool {
     let generation = heading().generation.load(Ordering::Relaxed);
     let (part, index) = place_of(key);
@@ -170,11 +170,13 @@ pub fn knows(key: &Key) -> bool {
     // SAFETY: the part's lock is held.
     unsafe { bucket(part, index) }
         .iter()
-        .any(|known| known.is(key, generation) && known.text_length > 0)
+        .any(|known| known.is(key, generation))
 }
 
-/// Keeps the text of a statement.
+/// Makes room for a statement, with its text.
 pub fn learn(key: &Key, text: &str, generation: u32) {
+    // The scanner of a session with other settings may have been able to read nothing.
+    let text = if text.is_empty() { "…" } else { text };
     let text = shorten(text, TEXT_BYTES);
     let text = &text[..floor(&text, TEXT_BYTES)];
     let (part, index) = place_of(key);
@@ -185,12 +187,18 @@ pub fn learn(key: &Key, text: &str, generation: u32) {
     known.text_length = text.len() as u32;
 }
 
-/// Adds what a backend has counted.
-pub(super) fn add(delta: &Delta, generation: u32) {
+/// Adds what a backend has counted. `false`: the statement has made room for others meanwhile, and its counts with it.
+#[must_use]
+pub(super) fn add(delta: &Delta, generation: u32) -> bool {
     let (part, index) = place_of(&delta.key);
     let _held = lock_part(part);
     // SAFETY: the part's lock is held.
-    let known = find_or_make(unsafe { bucket(part, index) }, &delta.key, generation);
+    let Some(known) = unsafe { bucket(part, index) }
+        .iter_mut()
+        .find(|known| known.is(&delta.key, generation))
+    else {
+        return false;
+    };
     for (sum, more) in known.sums.iter_mut().zip(&delta.sums) {
         *sum = sum.wrapping_add(*more);
     }
@@ -202,6 +210,7 @@ pub(super) fn add(delta: &Delta, generation: u32) {
     known.most = known.most.max(delta.most);
     known.first_seen = known.first_seen.min(delta.first_seen);
     known.last_seen = known.last_seen.max(delta.last_seen);
+    true
 }
 
 /// All statements that were counted.

@@ -62,6 +62,8 @@ struct Entry {
     database: AtomicU32,
     role: AtomicU32,
     top_level: AtomicU32,
+    /// Written by whoever moves counts: the statement is no longer known.
+    forgotten: AtomicU32,
     sums: [AtomicU64; SUMS],
     least: AtomicU64,
     most: AtomicU64,
@@ -145,6 +147,7 @@ impl Entry {
             self.top_level
                 .store(u32::from(key.top_level), Ordering::Relaxed);
             self.generation.store(generation, Ordering::Relaxed);
+            self.forgotten.store(0, Ordering::Relaxed);
             for number in self.sums.iter().chain(&self.moved) {
                 number.store(0, Ordering::Relaxed);
             }
@@ -222,8 +225,10 @@ pub(super) fn merge(place: usize) {
             let _held = lock_shards(place);
             entry.take(generation)
         };
-        if let Some(delta) = delta {
-            known::add(&delta, generation);
+        if let Some(delta) = delta
+            && !known::add(&delta, generation)
+        {
+            entry.forgotten.store(1, Ordering::Relaxed);
         }
     }
 }
@@ -237,6 +242,9 @@ pub fn count(place: usize, key: &Key, sample: &Sample, now: u64, text: impl FnOn
     for entry in set {
         if entry.is(key, generation) {
             entry.add(sample, now);
+            if entry.forgotten.load(Ordering::Relaxed) != 0 {
+                learn_again(entry, key, generation, text);
+            }
             return;
         }
     }
@@ -247,6 +255,13 @@ pub fn count(place: usize, key: &Key, sample: &Sample, now: u64, text: impl FnOn
 fn set_of<'a>(shard: &'a Shard, key: &Key) -> &'a [Entry] {
     let set = (key.hash() >> 61) as usize * WAYS;
     &shard.entries[set..set + WAYS]
+}
+
+#[cold]
+#[inline(never)]
+fn learn_again(entry: &Entry, key: &Key, generation: u32, text: impl FnOnce() -> String) {
+    entry.forgotten.store(0, Ordering::Relaxed);
+    known::learn(key, &text(), generation);
 }
 
 #[cold]

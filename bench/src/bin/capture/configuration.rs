@@ -53,22 +53,37 @@ pub const ALL: [Configuration; 9] = [
     Configuration {
         name: "audit_db, all off",
         libraries: "audit_db",
-        settings: &[],
+        settings: &[
+            ("audit_db.slow_query_threshold", "-1"),
+            ("audit_db.query_stats", "off"),
+        ],
     },
     Configuration {
         name: "audit_db, capture",
         libraries: "audit_db",
-        settings: &[],
+        settings: &[
+            ("audit_db.slow_query_threshold", "500ms"),
+            ("audit_db.slow_query_plan", "on"),
+            ("audit_db.query_stats", "off"),
+        ],
     },
     Configuration {
         name: "audit_db, capture, analyze",
         libraries: "audit_db",
-        settings: &[],
+        settings: &[
+            ("audit_db.slow_query_threshold", "500ms"),
+            ("audit_db.slow_query_plan", "analyze"),
+            ("audit_db.query_stats", "off"),
+        ],
     },
     Configuration {
         name: "audit_db, capture and statistics",
         libraries: "audit_db",
-        settings: &[],
+        settings: &[
+            ("audit_db.slow_query_threshold", "500ms"),
+            ("audit_db.slow_query_plan", "on"),
+            ("audit_db.query_stats", "on"),
+        ],
     },
 ];
 
