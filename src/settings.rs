@@ -1,6 +1,6 @@
 //! Every setting: its declaration, its check and a typed accessor. Nothing else reads one.
 
-use crate::pg::guc::{Check, Told};
+use crate::pg::guc::{Check, Told, read};
 use audit_db_core::schedule::Window;
 use audit_db_core::span::Span;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
@@ -526,12 +526,12 @@ pub fn job_clock_offset() -> i64 {
 /// In milliseconds; -1: nothing is slow.
 #[inline]
 pub fn slow_query_threshold() -> i32 {
-    SLOW_QUERY_THRESHOLD.get()
+    read(&SLOW_QUERY_THRESHOLD)
 }
 
 #[inline]
 pub fn slow_query_sample_rate() -> f64 {
-    SLOW_QUERY_SAMPLE_RATE.get()
+    read(&SLOW_QUERY_SAMPLE_RATE)
 }
 
 #[inline]
@@ -554,7 +554,7 @@ pub fn slow_query_ring_size() -> usize {
 
 #[inline]
 pub fn query_stats() -> bool {
-    QUERY_STATS.get()
+    read(&QUERY_STATS)
 }
 
 pub fn query_stats_max() -> usize {

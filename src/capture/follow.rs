@@ -360,22 +360,20 @@ fn close(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
     let Some(frame) = state.frames.get(index) else {
         return;
     };
-    let frame = *frame;
-    state.used &= !(1 << index);
     let total = frame.nanoseconds + frame.planning;
+    let instrumented = frame.instrumented;
+    let threshold = settings::slow_query_threshold();
+    let slow = threshold >= 0 && frame.sampled && total >= threshold as u64 * 1_000_000;
     if frame.level == 0 {
         mine.total(total, sqlstate != 0);
     }
-    let threshold = settings::slow_query_threshold();
-    let slow = threshold >= 0 && frame.sampled && total >= threshold as u64 * 1_000_000;
+    state.used &= !(1 << index);
     if settings::query_stats() {
-        count(mine, state.database, &frame, index, query, sqlstate);
+        count(mine, state.database, frame, index, query, sqlstate);
     }
     if slow {
-        note_slow(mine, &frame, index, query, sqlstate);
-    } else if frame.instrumented
-        && let Some(query) = query
-    {
+        note_slow(mine, index, query, sqlstate);
+    } else if instrumented && let Some(query) = query {
         slow_ring::note_fast(query.shape());
     }
 }
@@ -443,7 +441,11 @@ fn text(frame: &Frame, index: usize, alive: bool) -> &'static [u8] {
 
 #[cold]
 #[inline(never)]
-fn note_slow(mine: Mine, frame: &Frame, index: usize, query: Option<Query>, sqlstate: c_int) {
+fn note_slow(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
+    let Some(frame) = state().frames.get(index).copied() else {
+        return;
+    };
+    let frame = &frame;
     let utility = frame.query.is_none();
     // A utility command's text outlives it, but not an error.
     let alive = query.is_some() || (utility && sqlstate == 0);
@@ -786,6 +788,10 @@ impl Listener for Statements {
     fn transaction_ends(committed: bool) {
         let state = state();
         let Some(mine) = state.mine else { return };
+        if committed && state.used == 0 && state.unfollowed == 0 {
+            state.failed = 0;
+            return;
+        }
         // A procedure goes on after its COMMIT or ROLLBACK; what is open besides it ends with its transaction.
         let failed = !committed
             && (state.failed != 0

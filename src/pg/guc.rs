@@ -51,6 +51,16 @@ unsafe extern "C-unwind" fn check_string<C: Check>(
     }
 }
 
+/// The value of a setting, for what every statement passes: without the look at the thread that pgrx takes each time.
+#[inline(always)]
+pub fn read<T: pgrx::guc::GucValue>(setting: &'static GucSetting<T>) -> T::Raw
+where
+    T::Raw: Copy,
+{
+    // SAFETY: the server writes it, in the process's only thread.
+    unsafe { *setting.as_ptr() }
+}
+
 /// Who hears of a switch that is turned.
 pub trait Told {
     /// Called in places without a transaction; must not raise or panic.

@@ -25,6 +25,8 @@ pub struct Listeners {
     pub extension: fn(bool),
     /// A database may have come or gone; must not raise or panic.
     pub databases_changed: fn(),
+    /// Whether the end of the transaction matters to anybody; must not raise or panic.
+    pub has_news: fn() -> bool,
     /// The transaction has committed (`true`) or was rolled back; must not raise.
     pub transaction_end: fn(bool),
 }
@@ -251,7 +253,6 @@ unsafe extern "C-unwind" fn refuse_to_be_swept_away(extension: pg_sys::Oid) {
     }
 }
 
-#[pgrx::pg_guard]
 unsafe extern "C-unwind" fn at_transaction_end(
     event: pg_sys::XactEvent::Type,
     _argument: *mut c_void,
@@ -261,6 +262,16 @@ unsafe extern "C-unwind" fn at_transaction_end(
         pg_sys::XactEvent::XACT_EVENT_ABORT => false,
         _ => return,
     };
+    if let Some(listeners) = listeners()
+        && (listeners.has_news)()
+    {
+        // SAFETY: it has the same signature.
+        unsafe { tell_transaction_end(committed) };
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn tell_transaction_end(committed: bool) {
     if let Some(listeners) = listeners() {
         (listeners.transaction_end)(committed);
     }

@@ -32,6 +32,7 @@ pub fn install() {
         swept_away: || Error::SweptAway.raise(),
         extension,
         databases_changed,
+        has_news: || AT_COMMIT.load(Ordering::Relaxed) != 0 || HOLDING.load(Ordering::Relaxed),
         transaction_end,
     });
 }

@@ -56,11 +56,11 @@ const WORKLOADS: [Workload; 4] = [
 ];
 
 const EXPLANATION: &str = "  \
-  all: median; added: to that of nothing; own: in the code of the module; hooks: from entering a hook of statements to
-  leaving it, without the server's function that it wraps; other: from entering the module in another way to leaving it;
-  +-: half the distance of most and least. What a module makes the server do elsewhere, such as counting the rows of each
-  node, is in `added` only, and so is where things come to lie in memory: some dozens, the same in each round. Reading the
-  clock costs more than shown: valgrind has the kernel do it, whose instructions do not count.";
+  all: median, without reading from the socket, which waits or not; added: to that of nothing; own: in the code of the
+  module; hooks: from entering a hook of statements to leaving it, without the server's function that it wraps; other: from
+  entering the module in another way to leaving it; +-: half the distance of most and least. What a module makes the server
+  do elsewhere, such as counting the rows of each node, is in `added` only, and so is where things come to lie in memory,
+  some dozens. Reading the clock costs more than shown: valgrind has the kernel do it, whose instructions do not count.";
 
 /// The cluster for all configurations: where rows and index entries lie is the same for each of them.
 pub fn prepare() -> Cluster {
