@@ -158,6 +158,8 @@ pub fn install<L: Listener>() {
     }
 }
 
+// Where nothing is followed a trampoline is a comparison and a jump: what follows is in functions of its own, which save registers.
+
 unsafe extern "C-unwind" fn planner<L: Listener>(
     parse: *mut pg_sys::Query,
     text: *const c_char,
@@ -166,20 +168,45 @@ unsafe extern "C-unwind" fn planner<L: Listener>(
 ) -> *mut pg_sys::PlannedStmt {
     // SAFETY: the arguments are passed on as they came.
     unsafe {
-        let plan = || match PREVIOUS_PLANNER {
+        if L::is_on() {
+            return followed_planner::<L>(parse, text, options, parameters);
+        }
+        plan(parse, text, options, parameters)
+    }
+}
+
+#[inline(always)]
+unsafe fn plan(
+    parse: *mut pg_sys::Query,
+    text: *const c_char,
+    options: c_int,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: as above.
+    unsafe {
+        match PREVIOUS_PLANNER {
             Some(previous) => previous(parse, text, options, parameters),
             None => standard_planner(parse, text, options, parameters),
-        };
-        if !L::is_on() {
-            return plan();
         }
+    }
+}
+
+#[inline(never)]
+unsafe extern "C-unwind" fn followed_planner<L: Listener>(
+    parse: *mut pg_sys::Query,
+    text: *const c_char,
+    options: c_int,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: as above; the query is read before it is planned.
+    unsafe {
         let source = Source {
             text,
             location: (*parse).stmt_location,
             length: (*parse).stmt_len,
         };
         let started = crate::pg::clock::monotonic();
-        let planned = plan();
+        let planned = plan(parse, text, options, parameters);
         L::planned(
             crate::pg::clock::monotonic().saturating_sub(started),
             source,
@@ -192,18 +219,20 @@ unsafe extern "C-unwind" fn executor_start<L: Listener>(
     query: *mut pg_sys::QueryDesc,
     flags: c_int,
 ) {
-    // SAFETY: the arguments are passed on as they came; the description is alive.
+    // SAFETY: the arguments are passed on as they came.
     unsafe {
-        let follow = L::is_on() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0;
-        if follow {
-            let planned = (*query).plannedstmt;
-            let source = Source {
-                text: (*query).sourceText,
-                location: (*planned).stmt_location,
-                length: (*planned).stmt_len,
-            };
-            (*query).instrument_options |= L::starts(Query(query), source);
+        if L::is_on() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            followed_start::<L>(query, flags);
+        } else {
+            start(query, flags);
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn start(query: *mut pg_sys::QueryDesc, flags: c_int) {
+    // SAFETY: as above.
+    unsafe {
         match PREVIOUS_START {
             Some(previous) => {
                 previous(query, flags);
@@ -212,50 +241,83 @@ unsafe extern "C-unwind" fn executor_start<L: Listener>(
                 standard_ExecutorStart(query, flags);
             }
         }
-        if follow {
-            L::started();
+    }
+}
+
+#[inline(never)]
+unsafe extern "C-unwind" fn followed_start<L: Listener>(
+    query: *mut pg_sys::QueryDesc,
+    flags: c_int,
+) {
+    // SAFETY: as above; the description is alive.
+    unsafe {
+        let planned = (*query).plannedstmt;
+        let source = Source {
+            text: (*query).sourceText,
+            location: (*planned).stmt_location,
+            length: (*planned).stmt_len,
+        };
+        (*query).instrument_options |= L::starts(Query(query), source);
+        start(query, flags);
+        L::started();
+    }
+}
+
+unsafe extern "C-unwind" fn executor_run<L: Listener>(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    #[cfg(not(feature = "pg18"))] once: bool,
+) {
+    #[cfg(feature = "pg18")]
+    let once = false;
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        if L::is_on() {
+            followed_run::<L>(query, direction, count, once);
+        } else {
+            run(query, direction, count, once);
         }
     }
 }
 
-#[cfg(not(feature = "pg18"))]
-unsafe extern "C-unwind" fn executor_run<L: Listener>(
+#[inline(always)]
+unsafe fn run(
     query: *mut pg_sys::QueryDesc,
     direction: pg_sys::ScanDirection::Type,
     count: u64,
     once: bool,
 ) {
-    // SAFETY: the arguments are passed on as they came; the executor has started.
+    // SAFETY: as above. From 18 on there is no last argument.
     unsafe {
-        let follow = L::is_on();
-        let token = if follow { L::runs(Query(query)) } else { 0 };
+        #[cfg(not(feature = "pg18"))]
         match PREVIOUS_RUN {
             Some(previous) => previous(query, direction, count, once),
             None => standard_ExecutorRun(query, direction, count, once),
         }
-        if follow {
-            L::rests(Query(query), token, (*(*query).estate).es_processed);
+        #[cfg(feature = "pg18")]
+        {
+            let _ = once;
+            match PREVIOUS_RUN {
+                Some(previous) => previous(query, direction, count),
+                None => standard_ExecutorRun(query, direction, count),
+            }
         }
     }
 }
 
-#[cfg(feature = "pg18")]
-unsafe extern "C-unwind" fn executor_run<L: Listener>(
+#[inline(never)]
+unsafe extern "C-unwind" fn followed_run<L: Listener>(
     query: *mut pg_sys::QueryDesc,
     direction: pg_sys::ScanDirection::Type,
     count: u64,
+    once: bool,
 ) {
-    // SAFETY: the arguments are passed on as they came; the executor has started.
+    // SAFETY: as above; the executor has started.
     unsafe {
-        let follow = L::is_on();
-        let token = if follow { L::runs(Query(query)) } else { 0 };
-        match PREVIOUS_RUN {
-            Some(previous) => previous(query, direction, count),
-            None => standard_ExecutorRun(query, direction, count),
-        }
-        if follow {
-            L::rests(Query(query), token, (*(*query).estate).es_processed);
-        }
+        let token = L::runs(Query(query));
+        run(query, direction, count, once);
+        L::rests(Query(query), token, (*(*query).estate).es_processed);
     }
 }
 
@@ -263,18 +325,35 @@ unsafe extern "C-unwind" fn executor_finish<L: Listener>(query: *mut pg_sys::Que
     // SAFETY: the argument is passed on as it came; the description is alive.
     unsafe {
         // Only what writes has triggers to fire.
-        let planned = (*query).plannedstmt;
-        let follow = ((*query).operation != pg_sys::CmdType::CMD_SELECT
-            || (*planned).hasModifyingCTE)
-            && L::is_on();
-        let token = if follow { L::runs(Query(query)) } else { 0 };
+        if L::is_on()
+            && ((*query).operation != pg_sys::CmdType::CMD_SELECT
+                || (*(*query).plannedstmt).hasModifyingCTE)
+        {
+            followed_finish::<L>(query);
+        } else {
+            finish(query);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: as above.
+    unsafe {
         match PREVIOUS_FINISH {
             Some(previous) => previous(query),
             None => standard_ExecutorFinish(query),
         }
-        if follow {
-            L::rests(Query(query), token, 0);
-        }
+    }
+}
+
+#[inline(never)]
+unsafe extern "C-unwind" fn followed_finish<L: Listener>(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: as above.
+    unsafe {
+        let token = L::runs(Query(query));
+        finish(query);
+        L::rests(Query(query), token, 0);
     }
 }
 
