@@ -127,12 +127,26 @@ CALL audit_db.run_job('failures');
 SELECT name, schedule, time_zone, task, next_run, last_status FROM audit_db.jobs;
 
 \echo
-\echo === 7. Who does this when nobody is looking ===
+\echo === 7. What takes long ===
+\echo
+SET audit_db.slow_query_threshold = '20ms';
+SET audit_db.query_stats = on;
+SELECT count(*) AS events, count(DISTINCT a.principal_id) AS principals FROM public.audit_log a WHERE a.metadata::text LIKE '%Smith%';
+\echo Captured with its plan and without the name:
+SELECT status, duration_ms::numeric(10, 1), shared_blks_hit + shared_blks_read AS blocks, query, plan #>> '{Plan,Node Type}' AS plan
+FROM audit_db.slow_queries WHERE query LIKE '%principals%' LIMIT 1;
+SELECT calls, errors, mean_ms::numeric(10, 1), p95_ms::numeric(10, 1), query FROM audit_db.query_stats WHERE query LIKE '%principals%';
+SELECT queries_total, success_rate, mean_ms::numeric(10, 3), p99_ms::numeric(10, 1), queries_slow FROM audit_db.performance_metrics;
+RESET audit_db.slow_query_threshold;
+RESET audit_db.query_stats;
+
+\echo
+\echo === 8. Who does this when nobody is looking ===
 \echo
 SELECT * FROM audit_db.workers;
 
 \echo
-\echo === 8. A question that an auditor asks ===
+\echo === 9. A question that an auditor asks ===
 \echo
 SELECT principal_id AS principal
 FROM public.audit_log

@@ -24,6 +24,8 @@ const NO_TOKEN: u32 = u32::MAX;
 /// Token of a utility command that has another statement run: nothing was begun.
 const TRANSPARENT: u32 = u32::MAX - 1;
 const NO_FRAME: usize = usize::MAX;
+/// The transaction itself, among its subtransactions.
+const TOP: u32 = 1;
 
 /// An open statement.
 #[derive(Clone, Copy)]
@@ -75,6 +77,7 @@ struct State {
     calls: [Call; CALLS],
     depth: usize,
     level: u32,
+    subtransaction: u32,
     /// Whether the client's statement is one of those that slow statements are looked for in.
     sampled: bool,
     random: u64,
@@ -129,6 +132,7 @@ static mut STATE: State = State {
     calls: [NO_CALL; CALLS],
     depth: 0,
     level: 0,
+    subtransaction: TOP,
     sampled: true,
     random: 0,
     starting: NO_FRAME,
@@ -258,7 +262,7 @@ impl State {
         frame.planning = 0;
         frame.rows = 0;
         frame.before = Usage::now();
-        frame.subtransaction = hooks::subtransaction();
+        frame.subtransaction = self.subtransaction;
         frame.role = hooks::role();
         frame.level = level;
         frame.id = query.map_or(0, Query::id);
@@ -305,7 +309,7 @@ impl State {
         let now = clock::monotonic();
         call.frame = index;
         call.started = now;
-        call.subtransaction = hooks::subtransaction();
+        call.subtransaction = self.subtransaction;
         call.level = self.level;
         call.sqlstate = 0;
         frame.since = now;
@@ -417,7 +421,7 @@ fn count(
         top_level: frame.level == 0,
     };
     let now = hooks::message_time();
-    statistics::count(mine.place(), &key, &Sample { sums }, now, || {
+    statistics::count(mine, &key, &Sample { sums }, now, || {
         if utility {
             hooks::tag_name(frame.tag).to_owned()
         } else {
@@ -765,6 +769,10 @@ impl Listener for Statements {
         }
     }
 
+    fn subtransaction_begins(id: u32) {
+        state().subtransaction = id;
+    }
+
     fn subtransaction_aborts(id: u32) {
         let state = state();
         let Some(mine) = state.mine else { return };
@@ -787,6 +795,7 @@ impl Listener for Statements {
 
     fn transaction_ends(committed: bool) {
         let state = state();
+        state.subtransaction = TOP;
         let Some(mine) = state.mine else { return };
         if committed && state.used == 0 && state.unfollowed == 0 {
             state.failed = 0;

@@ -262,11 +262,14 @@ unsafe extern "C-unwind" fn at_transaction_end(
         pg_sys::XactEvent::XACT_EVENT_ABORT => false,
         _ => return,
     };
-    if let Some(listeners) = listeners()
-        && (listeners.has_news)()
-    {
-        // SAFETY: it has the same signature.
-        unsafe { tell_transaction_end(committed) };
+    // SAFETY: written once before any other process exists; not copied, because every transaction comes here.
+    unsafe {
+        let listeners = &raw const LISTENERS;
+        if let Some(listeners) = &*listeners
+            && (listeners.has_news)()
+        {
+            tell_transaction_end(committed);
+        }
     }
 }
 

@@ -75,6 +75,8 @@ pub trait Listener {
     fn reported(sqlstate: c_int);
     /// An error goes to the server's log and the client.
     fn failed(sqlstate: c_int);
+    /// This subtransaction begins, or goes on; those that begin later have higher numbers.
+    fn subtransaction_begins(id: u32);
     fn subtransaction_aborts(id: u32);
     fn transaction_ends(committed: bool);
 }
@@ -127,7 +129,6 @@ unsafe extern "C-unwind" {
         completion: *mut pg_sys::QueryCompletion,
     );
     fn CreateCommandTag(statement: *mut pg_sys::Node) -> pg_sys::CommandTag::Type;
-    fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
     fn GetUserId() -> pg_sys::Oid;
     fn geterrcode() -> c_int;
     fn EnableQueryId();
@@ -493,11 +494,17 @@ unsafe extern "C-unwind" fn transaction_event<L: Listener>(
 unsafe extern "C-unwind" fn subtransaction_event<L: Listener>(
     event: pg_sys::SubXactEvent::Type,
     id: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
     _argument: *mut c_void,
 ) {
-    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        L::subtransaction_aborts(id);
+    match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_START_SUB => L::subtransaction_begins(id),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => L::subtransaction_begins(parent),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            L::subtransaction_aborts(id);
+            L::subtransaction_begins(parent);
+        }
+        _ => {}
     }
 }
 
@@ -516,13 +523,6 @@ pub fn watch_errors() {
 pub fn unwatch_errors() {
     // SAFETY: as above.
     unsafe { pg_sys::error_context_stack = CONTEXT.previous };
-}
-
-/// The current (sub)transaction: those that begin later have higher numbers.
-#[inline]
-pub fn subtransaction() -> u32 {
-    // SAFETY: reads a variable of the transaction.
-    unsafe { GetCurrentSubTransactionId() }
 }
 
 /// The current role.

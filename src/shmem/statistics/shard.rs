@@ -7,6 +7,22 @@ use crate::pg::{clock, shmem};
 use audit_db_core::histogram::bucket;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+const USUAL: [usize; 4] = [
+    Sum::Calls as usize,
+    Sum::Nanoseconds as usize,
+    Sum::Rows as usize,
+    Sum::SharedHit as usize,
+];
+const UNUSUAL: [usize; SUMS - USUAL.len()] = [
+    Sum::Errors as usize,
+    Sum::PlanningNanoseconds as usize,
+    Sum::SharedRead as usize,
+    Sum::SharedDirtied as usize,
+    Sum::SharedWritten as usize,
+    Sum::TempRead as usize,
+    Sum::TempWritten as usize,
+    Sum::WalBytes as usize,
+];
 /// Entries lie in sets: one that is looked for can only be in one of these places.
 const WAYS: usize = 4;
 const SETS: usize = 8;
@@ -124,8 +140,18 @@ impl Entry {
     fn add(&self, sample: &Sample, now: u64) {
         let nanoseconds = sample.sums[Sum::Nanoseconds as usize];
         self.write(|| {
-            for (sum, more) in self.sums.iter().zip(&sample.sums) {
-                add(sum, *more);
+            // What most statements have, and what few have.
+            for index in USUAL {
+                add(&self.sums[index], sample.sums[index]);
+            }
+            let mut rest = 0;
+            for index in UNUSUAL {
+                rest |= sample.sums[index];
+            }
+            if rest != 0 {
+                for index in UNUSUAL {
+                    add(&self.sums[index], sample.sums[index]);
+                }
             }
             add_32(&self.histogram[bucket(nanoseconds)], 1);
             if nanoseconds < self.least.load(Ordering::Relaxed) {
@@ -235,10 +261,9 @@ pub(super) fn merge(place: usize) {
 
 /// Counts an execution in this backend's shard. `text` is asked for where the statement is not known yet.
 #[inline]
-pub fn count(place: usize, key: &Key, sample: &Sample, now: u64, text: impl FnOnce() -> String) {
-    let shard = at(place);
+pub fn count(mine: Mine, key: &Key, sample: &Sample, now: u64, text: impl FnOnce() -> String) {
     let generation = heading().generation.load(Ordering::Relaxed);
-    let set = set_of(shard, key);
+    let set = set_of(mine.shard, key);
     for entry in set {
         if entry.is(key, generation) {
             entry.add(sample, now);
@@ -248,7 +273,7 @@ pub fn count(place: usize, key: &Key, sample: &Sample, now: u64, text: impl FnOn
             return;
         }
     }
-    admit(place, key, sample, now, generation, text);
+    admit(mine.place, key, sample, now, generation, text);
 }
 
 #[inline]
@@ -407,10 +432,6 @@ impl Mine {
             place,
             shard: at(place),
         })
-    }
-
-    pub const fn place(self) -> usize {
-        self.place
     }
 
     #[inline]

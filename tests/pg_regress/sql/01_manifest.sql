@@ -67,7 +67,7 @@ SELECT c.oid::regclass, x.condition
 
 \echo 'settings'
 SELECT name, boot_val, coalesce(unit, '-'), vartype, context, min_val, max_val, E'\n  ' || short_desc, E'\n  ' || extra_desc
-  FROM pg_settings WHERE name LIKE 'audit\_db.%' AND name <> 'audit_db.queue_size' ORDER BY name COLLATE "C";
+  FROM pg_settings WHERE name LIKE 'audit\_db.%' AND context <> 'postmaster' ORDER BY name COLLATE "C";
 
 \echo 'comments of functions'
 SELECT p.oid::regproc, obj_description(p.oid, 'pg_proc')
