@@ -2,15 +2,20 @@
 
 use crate::pg::{signal, xact};
 use pgrx::pg_sys;
+use std::ffi::c_int;
 
 /// Runs `body` in memory of its own, which is freed afterwards, and without interrupts. `None`: it raised something, which nobody
 /// hears of.
 pub fn contained<T>(body: impl FnOnce() -> T) -> Option<T> {
-    // SAFETY: memory context and error context are put back, whatever happens; the context is deleted once.
+    // SAFETY: memory context, error context and levels of messages are put back, whatever happens; the context is deleted once.
     unsafe {
         let memory = pg_sys::CurrentMemoryContext;
         let errors = pg_sys::error_context_stack;
         pg_sys::error_context_stack = std::ptr::null_mut();
+        // A notice (of a long name, of an output function) would be one that the statement did not give.
+        let messages = (pg_sys::client_min_messages, pg_sys::log_min_messages);
+        pg_sys::client_min_messages = pgrx::PgLogLevel::PANIC as c_int;
+        pg_sys::log_min_messages = pgrx::PgLogLevel::PANIC as c_int;
         let mut own = std::ptr::null_mut();
         let outcome = signal::uninterrupted(|| {
             xact::catch(|| {
@@ -30,6 +35,7 @@ pub fn contained<T>(body: impl FnOnce() -> T) -> Option<T> {
             pg_sys::MemoryContextDelete(own);
         }
         pg_sys::error_context_stack = errors;
+        (pg_sys::client_min_messages, pg_sys::log_min_messages) = messages;
         outcome.ok()
     }
 }
