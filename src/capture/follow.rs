@@ -3,10 +3,9 @@
 //! into the executor or a utility command that are going on, innermost last. An error leaves those without a word; the abort of
 //! the transaction or subtransaction that they ran in tells.
 
-#![allow(unsafe_code)]
-
 use super::record;
 use crate::pg::clock;
+use crate::pg::memory::BackendLocal;
 use crate::pg::statement_hooks::{self as hooks, Listener, Query, Source, Usage, Utility};
 use crate::settings::{self, Plans};
 use crate::shmem::slow_ring::{self, Status};
@@ -121,7 +120,7 @@ const NO_STATEMENT: Frame = Frame {
     saved: 0,
 };
 
-static mut STATE: State = State {
+static STATE: BackendLocal<State> = BackendLocal::new(State {
     mine: None,
     followed: true,
     pid: 0,
@@ -143,16 +142,12 @@ static mut STATE: State = State {
     unfollowed_length: 0,
     unfollowed_sqlstate: 0,
     saved: [[0; SAVED_BYTES]; FRAMES + 1],
-};
+});
 
-/// The state of this backend. Backends have one thread, and no reference lives across a call that could come back here.
+/// The state of this backend. No reference lives across a call that could come back here.
 #[inline]
 fn state() -> &'static mut State {
-    // SAFETY: as said.
-    #[allow(static_mut_refs)]
-    unsafe {
-        &mut STATE
-    }
+    STATE.get()
 }
 
 /// What a statement was, for the record of a slow one.
@@ -348,8 +343,8 @@ impl State {
         else {
             return;
         };
-        // SAFETY: the statement has not ended.
-        let text = unsafe { frame.source.bytes() };
+        // The statement has not ended.
+        let text = frame.source.bytes();
         let length = text.len().min(SAVED_BYTES);
         saved[..length].copy_from_slice(&text[..length]);
         frame.saved = length as u16;
@@ -433,8 +428,8 @@ fn count(
 /// The text of a statement: its own while it is there, else what was copied when it failed.
 fn text(frame: &Frame, index: usize, alive: bool) -> &'static [u8] {
     if alive {
-        // SAFETY: the statement has not ended; the result is used before it does.
-        return unsafe { frame.source.bytes() };
+        // The result is used before the statement ends.
+        return frame.source.bytes();
     }
     state()
         .saved
@@ -759,8 +754,8 @@ impl Listener for Statements {
         let nanoseconds = hooks::since_message();
         mine.total(nanoseconds, true);
         if is_slow(nanoseconds) {
-            // SAFETY: the client's message is still there.
-            let text = unsafe { source.bytes() };
+            // The client's message is still there.
+            let text = source.bytes();
             let length = text.len().min(SAVED_BYTES);
             state.saved[FRAMES][..length].copy_from_slice(&text[..length]);
             state.unfollowed_length = length as u16;

@@ -2,7 +2,28 @@
 
 use crate::pg::{signal, xact};
 use pgrx::pg_sys;
+use std::cell::UnsafeCell;
 use std::ffi::c_int;
+
+/// What a backend keeps for itself, to be reached from hooks without a look for other threads: there are none.
+pub struct BackendLocal<T>(UnsafeCell<T>);
+
+// SAFETY: a backend has one thread.
+unsafe impl<T> Sync for BackendLocal<T> {}
+
+impl<T> BackendLocal<T> {
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Not to be kept across a call that may come here again.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub fn get(&self) -> &mut T {
+        // SAFETY: one thread; callers keep it no longer than said.
+        unsafe { &mut *self.0.get() }
+    }
+}
 
 /// Runs `body` in memory of its own, which is freed afterwards, and without interrupts. `None`: it raised something, which nobody
 /// hears of.

@@ -25,15 +25,13 @@ impl Source {
         length: 0,
     };
 
-    /// The bytes of the statement; none where there is no text.
-    ///
-    /// # Safety
-    /// The statement must not have ended.
-    pub unsafe fn bytes<'a>(self) -> &'a [u8] {
+    /// The bytes of the statement; none where there is no text. Only before the statement has ended: the server's memory goes
+    /// with it.
+    pub fn bytes<'a>(self) -> &'a [u8] {
         if self.text.is_null() {
             return &[];
         }
-        // SAFETY: a zero-terminated string by contract.
+        // SAFETY: the server's own zero-terminated string, alive while the statement is.
         let all = unsafe { CStr::from_ptr(self.text) }.to_bytes();
         let from = usize::try_from(self.location).unwrap_or(0).min(all.len());
         let to = match usize::try_from(self.length) {
