@@ -3,7 +3,7 @@
 use crate::pg::guc::{Check, Told, read};
 use audit_db_core::schedule::Window;
 use audit_db_core::span::Span;
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use pgrx::guc::{GucContext, GucEnum, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
 use std::time::Duration;
 
@@ -536,7 +536,7 @@ pub fn slow_query_sample_rate() -> f64 {
 
 #[inline]
 pub fn slow_query_plan() -> Plans {
-    SLOW_QUERY_PLAN.get()
+    Plans::from_ordinal(read(&SLOW_QUERY_PLAN))
 }
 
 pub fn slow_query_parameters() -> Parameters {

@@ -9,7 +9,8 @@ use crate::pg::memory::BackendLocal;
 use crate::pg::statement_hooks::{self as hooks, Listener, Query, Source, Usage, Utility};
 use crate::settings::{self, Plans};
 use crate::shmem::slow_ring::{self, Status};
-use crate::shmem::statistics::{self, Key, Mine, SUMS, Sample, Sum};
+use crate::shmem::statistics::{self, Counted, Key, Mine, SUMS, Sample, Sum};
+use audit_db_core::histogram::bucket;
 use audit_db_core::statement_text::Values;
 use std::ffi::c_int;
 
@@ -271,7 +272,7 @@ impl State {
         index
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&mut self, query: Query) -> usize {
         if let Some(frame) = self.frames.get(self.last)
             && self.used & 1 << self.last != 0
@@ -294,7 +295,7 @@ impl State {
     }
 
     /// A call into the executor or a utility command begins.
-    #[inline]
+    #[inline(always)]
     fn enter(&mut self, mine: Mine, index: usize) -> u32 {
         let depth = self.depth;
         let (Some(call), Some(frame)) = (self.calls.get_mut(depth), self.frames.get_mut(index))
@@ -360,15 +361,22 @@ fn close(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
         return;
     };
     let total = frame.nanoseconds + frame.planning;
+    let place = bucket(total);
     let instrumented = frame.instrumented;
     let threshold = settings::slow_query_threshold();
     let slow = threshold >= 0 && frame.sampled && total >= threshold as u64 * 1_000_000;
     if frame.level == 0 {
-        mine.total(total, sqlstate != 0);
+        mine.total(total, place, sqlstate != 0);
     }
     state.used &= !(1 << index);
     if settings::query_stats() {
-        count(mine, state.database, frame, index, query, sqlstate);
+        let sample = sample(frame, place, sqlstate);
+        if let Some(key) = key(state.database, frame) {
+            let counted = statistics::count(mine, &key, &sample);
+            if counted != Counted::Done {
+                introduce(mine, index, query, sqlstate, counted);
+            }
+        }
     }
     if slow {
         note_slow(mine, index, query, sqlstate);
@@ -377,24 +385,27 @@ fn close(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
     }
 }
 
-#[inline]
-fn count(
-    mine: Mine,
-    database: u32,
-    frame: &Frame,
-    index: usize,
-    query: Option<Query>,
-    sqlstate: c_int,
-) {
-    let utility = frame.query.is_none();
-    let id = if utility {
+/// What a statement is counted as. `None`: it cannot be told from others.
+#[inline(always)]
+fn key(database: u32, frame: &Frame) -> Option<Key> {
+    let query = if frame.query.is_none() {
         utility_id(frame.tag)
     } else {
         frame.id
     };
-    if id == 0 {
-        return;
-    }
+    (query != 0).then_some(Key {
+        query,
+        database,
+        role: frame.role,
+        top_level: frame.level == 0,
+    })
+}
+
+/// `place` is that of its duration with planning, in a histogram.
+#[inline(always)]
+fn sample(frame: &Frame, place: usize, sqlstate: c_int) -> Sample {
+    // The call comes before what would have to be kept across it.
+    let at = hooks::message_time();
     let used = Usage::now().since(&frame.before);
     let mut sums = [0; SUMS];
     sums[Sum::Calls as usize] = 1;
@@ -409,20 +420,41 @@ fn count(
     sums[Sum::TempRead as usize] = used.blocks[8];
     sums[Sum::TempWritten as usize] = used.blocks[9];
     sums[Sum::WalBytes as usize] = used.wal_bytes;
-    let key = Key {
-        query: id,
-        database,
-        role: frame.role,
-        top_level: frame.level == 0,
+    Sample {
+        sums,
+        bucket: if frame.planning == 0 {
+            place
+        } else {
+            bucket(frame.nanoseconds)
+        },
+        at,
+    }
+}
+
+/// The first of its kind in this backend, or since the table has forgotten it.
+#[cold]
+#[inline(never)]
+fn introduce(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int, counted: Counted) {
+    let state = state();
+    let Some(frame) = state.frames.get(index) else {
+        return;
     };
-    let now = hooks::message_time();
-    statistics::count(mine, &key, &Sample { sums }, now, || {
-        if utility {
+    let Some(key) = key(state.database, frame) else {
+        return;
+    };
+    let name = || {
+        if frame.query.is_none() {
             hooks::tag_name(frame.tag).to_owned()
         } else {
             record::normalize(text(frame, index, query.is_some()), Values::Constants)
         }
-    });
+    };
+    if counted == Counted::Unknown {
+        let place = bucket(frame.nanoseconds + frame.planning);
+        statistics::admit(mine, &key, &sample(frame, place, sqlstate), name);
+    } else {
+        statistics::learn_again(mine, &key, &name());
+    }
 }
 
 /// The text of a statement: its own while it is there, else what was copied when it failed.
@@ -614,7 +646,7 @@ impl Listener for Statements {
         state().starting = NO_FRAME;
     }
 
-    #[inline]
+    #[inline(always)]
     fn runs(query: Query) -> u32 {
         let state = state();
         let Some(mine) = state.mine else {
@@ -625,7 +657,7 @@ impl Listener for Statements {
     }
 
     #[inline]
-    fn rests(_query: Query, token: u32, rows: u64) {
+    fn rests(token: u32, rows: u64) {
         if token >= TRANSPARENT {
             return;
         }
@@ -752,7 +784,7 @@ impl Listener for Statements {
             return;
         }
         let nanoseconds = hooks::since_message();
-        mine.total(nanoseconds, true);
+        mine.total(nanoseconds, bucket(nanoseconds), true);
         if is_slow(nanoseconds) {
             // The client's message is still there.
             let text = source.bytes();
@@ -786,6 +818,13 @@ impl Listener for Statements {
         for call in self::state().calls.iter_mut().take(depth) {
             call.sqlstate = 0;
         }
+    }
+
+    #[inline]
+    fn has_open() -> bool {
+        let state = state();
+        // A call that is going on has a frame, and a subtransaction that ends says so itself.
+        state.used != 0 || state.failed != 0 || state.unfollowed != 0
     }
 
     fn transaction_ends(committed: bool) {

@@ -7,6 +7,7 @@ use audit_db_core::retention::ClockReading;
 use chrono::NaiveDateTime;
 use pgrx::pg_sys;
 use std::ffi::CString;
+use std::mem::MaybeUninit;
 
 const MICROS: i64 = 1_000_000;
 /// Seconds from the Unix epoch to PostgreSQL's.
@@ -53,12 +54,12 @@ pub fn boot() -> i64 {
 /// The clock that durations are taken with, in nanoseconds; the same for all processes.
 #[inline]
 pub fn monotonic() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: fills the structure; the clock exists everywhere.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    let time = unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, time.as_mut_ptr());
+        time.assume_init()
+    };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 

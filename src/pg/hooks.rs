@@ -224,21 +224,31 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: the arguments are passed on as they came; what can raise is guarded.
     unsafe {
+        // Functions come here each time they are called.
         if class == pg_sys::ExtensionRelationId {
-            let created = access == pg_sys::ObjectAccessType::OAT_POST_CREATE;
-            let dropped = access == pg_sys::ObjectAccessType::OAT_DROP;
-            if let Some(listeners) = listeners()
-                && (created || dropped)
-            {
-                (listeners.extension)(created);
-            }
-            if dropped && !MAY_DROP.load(Ordering::Relaxed) {
-                refuse_to_be_swept_away(object);
-            }
+            extension_access(access, object);
         }
         if let Some(previous) = PREVIOUS_OBJECT_ACCESS {
             previous(access, class, object, part, argument);
         }
+    }
+}
+
+#[inline(never)]
+unsafe extern "C-unwind" fn extension_access(
+    access: pg_sys::ObjectAccessType::Type,
+    extension: pg_sys::Oid,
+) {
+    let created = access == pg_sys::ObjectAccessType::OAT_POST_CREATE;
+    let dropped = access == pg_sys::ObjectAccessType::OAT_DROP;
+    if let Some(listeners) = listeners()
+        && (created || dropped)
+    {
+        (listeners.extension)(created);
+    }
+    if dropped && !MAY_DROP.load(Ordering::Relaxed) {
+        // SAFETY: guarded; the extension is the one that is being dropped.
+        unsafe { refuse_to_be_swept_away(extension) };
     }
 }
 
@@ -257,24 +267,25 @@ unsafe extern "C-unwind" fn at_transaction_end(
     event: pg_sys::XactEvent::Type,
     _argument: *mut c_void,
 ) {
-    let committed = match event {
-        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => true,
-        pg_sys::XactEvent::XACT_EVENT_ABORT => false,
-        _ => return,
-    };
     // SAFETY: written once before any other process exists; not copied, because every transaction comes here.
     unsafe {
         let listeners = &raw const LISTENERS;
         if let Some(listeners) = &*listeners
             && (listeners.has_news)()
         {
-            tell_transaction_end(committed);
+            tell_transaction_end(event);
         }
     }
 }
 
+#[inline(never)]
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn tell_transaction_end(committed: bool) {
+unsafe extern "C-unwind" fn tell_transaction_end(event: pg_sys::XactEvent::Type) {
+    let committed = match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => true,
+        pg_sys::XactEvent::XACT_EVENT_ABORT => false,
+        _ => return,
+    };
     if let Some(listeners) = listeners() {
         (listeners.transaction_end)(committed);
     }

@@ -5,10 +5,11 @@
 use crate::pg::session;
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::NonNull;
 
 /// A statement in the executor, from its start to its end.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Query(*mut pg_sys::QueryDesc);
+pub struct Query(NonNull<pg_sys::QueryDesc>);
 
 /// Where the text of a statement stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub trait Listener {
     fn started();
     /// It begins to run, or to fire the triggers at its end. Returns a token for [`Self::rests`].
     fn runs(query: Query) -> u32;
-    fn rests(query: Query, token: u32, rows: u64);
+    fn rests(token: u32, rows: u64);
     /// Before it ends.
     fn ends(query: Query);
     /// A utility command begins. Returns a token for [`Self::utility_ends`].
@@ -76,6 +77,8 @@ pub trait Listener {
     /// This subtransaction begins, or goes on; those that begin later have higher numbers.
     fn subtransaction_begins(id: u32);
     fn subtransaction_aborts(id: u32);
+    /// Whether there is anything of the transaction that ends.
+    fn has_open() -> bool;
     fn transaction_ends(committed: bool);
 }
 
@@ -256,7 +259,7 @@ unsafe extern "C-unwind" fn followed_start<L: Listener>(
             location: (*planned).stmt_location,
             length: (*planned).stmt_len,
         };
-        (*query).instrument_options |= L::starts(Query(query), source);
+        (*query).instrument_options |= L::starts(Query::of(query), source);
         start(query, flags);
         L::started();
     }
@@ -314,9 +317,9 @@ unsafe extern "C-unwind" fn followed_run<L: Listener>(
 ) {
     // SAFETY: as above; the executor has started.
     unsafe {
-        let token = L::runs(Query(query));
+        let token = L::runs(Query::of(query));
         run(query, direction, count, once);
-        L::rests(Query(query), token, (*(*query).estate).es_processed);
+        L::rests(token, (*(*query).estate).es_processed);
     }
 }
 
@@ -350,9 +353,9 @@ unsafe fn finish(query: *mut pg_sys::QueryDesc) {
 unsafe extern "C-unwind" fn followed_finish<L: Listener>(query: *mut pg_sys::QueryDesc) {
     // SAFETY: as above.
     unsafe {
-        let token = L::runs(Query(query));
+        let token = L::runs(Query::of(query));
         finish(query);
-        L::rests(Query(query), token, 0);
+        L::rests(token, 0);
     }
 }
 
@@ -360,7 +363,7 @@ unsafe extern "C-unwind" fn executor_end<L: Listener>(query: *mut pg_sys::QueryD
     // SAFETY: the argument is passed on as it came.
     unsafe {
         if L::is_on() {
-            L::ends(Query(query));
+            L::ends(Query::of(query));
         }
         match PREVIOUS_END {
             Some(previous) => previous(query),
@@ -480,6 +483,14 @@ unsafe extern "C-unwind" fn transaction_event<L: Listener>(
     event: pg_sys::XactEvent::Type,
     _argument: *mut c_void,
 ) {
+    // Every transaction comes here, some twice.
+    if L::has_open() {
+        followed_transaction_event::<L>(event);
+    }
+}
+
+#[inline(never)]
+extern "C-unwind" fn followed_transaction_event<L: Listener>(event: pg_sys::XactEvent::Type) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             L::transaction_ends(true);
@@ -581,24 +592,32 @@ unsafe fn query_id(planned: *mut pg_sys::PlannedStmt) -> u64 {
 }
 
 impl Query {
+    /// # Safety
+    /// The server calls a hook with it.
+    #[inline(always)]
+    const unsafe fn of(query: *mut pg_sys::QueryDesc) -> Self {
+        // SAFETY: by contract it is there.
+        Self(unsafe { NonNull::new_unchecked(query) })
+    }
+
     #[inline]
     pub fn id(self) -> u64 {
         // SAFETY: the description is alive while the statement is.
-        unsafe { query_id((*self.0).plannedstmt) }
+        unsafe { query_id(self.0.as_ref().plannedstmt) }
     }
 
     /// What tells statements of one shape from others, whatever their constants: kind, tables, plan, and cost by its magnitude.
     pub fn shape(self) -> u64 {
         // SAFETY: as above.
         unsafe {
-            let planned = (*self.0).plannedstmt;
+            let planned = self.0.as_ref().plannedstmt;
             let tree = (*planned).planTree;
             let mut sum = 0u64;
             let mut mix = |word: u64| {
                 sum = (sum.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
             };
             mix(query_id(planned));
-            mix(u64::from((*self.0).operation));
+            mix(u64::from(self.0.as_ref().operation));
             if !tree.is_null() {
                 mix((*tree.cast::<pg_sys::Node>()).type_ as u64);
                 mix((*tree).total_cost.max(1.0).log2() as u64);
@@ -615,13 +634,13 @@ impl Query {
     }
 
     pub(super) const fn raw(self) -> *mut pg_sys::QueryDesc {
-        self.0
+        self.0.as_ptr()
     }
 
     /// Whether every node counts what it does.
     pub fn is_instrumented(self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.0).instrument_options & INSTRUMENT_NODES == INSTRUMENT_NODES }
+        unsafe { self.0.as_ref().instrument_options & INSTRUMENT_NODES == INSTRUMENT_NODES }
     }
 }
 

@@ -11,7 +11,7 @@ mod shard;
 mod totals;
 
 pub use known::{Statistics, evicted, snapshot};
-pub use shard::{Mine, count, running, sample_waits};
+pub use shard::{Mine, admit, count, learn_again, running, sample_waits};
 pub use totals::totals;
 
 use crate::pg::clock;
@@ -55,9 +55,20 @@ pub struct Key {
 impl Key {
     fn hash(self) -> u64 {
         // Ids are hashes already; the rest is spread by an odd constant (Fibonacci hashing).
-        let rest =
-            u64::from(self.database) << 33 | u64::from(self.role) << 1 | u64::from(self.top_level);
+        let rest = self.who() << 1 | u64::from(self.top_level);
         (self.query ^ rest.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Database and role.
+    #[inline]
+    fn who(self) -> u64 {
+        u64::from(self.database) << 32 | u64::from(self.role)
+    }
+
+    /// Level and age.
+    #[inline]
+    fn edition(self, generation: u32) -> u64 {
+        u64::from(generation) << 1 | u64::from(self.top_level)
     }
 }
 
@@ -66,6 +77,20 @@ impl Key {
 pub struct Sample {
     /// `Calls` is 1; `Errors` is 1 where it failed.
     pub sums: [u64; SUMS],
+    /// That of its duration in a histogram.
+    pub bucket: usize,
+    /// When the client's message came, in microseconds of the server's epoch.
+    pub at: u64,
+}
+
+/// What came of counting one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    Done,
+    /// But the table has forgotten the statement's text.
+    Forgotten,
+    /// The backend has no entry for the statement.
+    Unknown,
 }
 
 /// Parts of the table of known statements.

@@ -1,10 +1,10 @@
 //! What one backend has counted.
 
 use super::{
-    AREA, BUCKETS, Key, SHARD_LOCKS, SUMS, Sample, Sum, heading, known, lock_shards, shards_at,
+    AREA, BUCKETS, Counted, Key, SHARD_LOCKS, SUMS, Sample, Sum, heading, known, lock_shards,
+    shards_at,
 };
 use crate::pg::{clock, shmem};
-use audit_db_core::histogram::bucket;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 const USUAL: [usize; 4] = [
@@ -73,13 +73,12 @@ pub(super) struct Shard {
 struct Entry {
     /// Odd while its owner writes.
     sequence: AtomicU32,
-    generation: AtomicU32,
-    query: AtomicU64,
-    database: AtomicU32,
-    role: AtomicU32,
-    top_level: AtomicU32,
     /// Written by whoever moves counts: the statement is no longer known.
     forgotten: AtomicU32,
+    query: AtomicU64,
+    /// As [`Key::who`] and [`Key::edition`] say.
+    who: AtomicU64,
+    edition: AtomicU64,
     sums: [AtomicU64; SUMS],
     least: AtomicU64,
     most: AtomicU64,
@@ -118,73 +117,76 @@ impl Entry {
     #[inline]
     fn is(&self, key: &Key, generation: u32) -> bool {
         self.query.load(Ordering::Relaxed) == key.query
-            && self.database.load(Ordering::Relaxed) == key.database
-            && self.role.load(Ordering::Relaxed) == key.role
-            && self.top_level.load(Ordering::Relaxed) == u32::from(key.top_level)
-            && self.generation.load(Ordering::Relaxed) == generation
+            && self.who.load(Ordering::Relaxed) == key.who()
+            && self.edition.load(Ordering::Relaxed) == key.edition(generation)
     }
 
-    /// Readers see all of a change or none of it.
-    #[inline]
-    fn write(&self, change: impl FnOnce()) {
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        self.sequence
-            .store(sequence.wrapping_add(1), Ordering::Relaxed);
+    fn is_of(&self, generation: u32) -> bool {
+        self.edition.load(Ordering::Relaxed) >> 1 == u64::from(generation)
+    }
+
+    /// Readers see all of what changes until the [`Self::end`] or none of it.
+    #[inline(always)]
+    fn begin(&self) -> u32 {
+        let sequence = self.sequence.load(Ordering::Relaxed).wrapping_add(1);
+        self.sequence.store(sequence, Ordering::Relaxed);
         fence(Ordering::Release);
-        change();
-        self.sequence
-            .store(sequence.wrapping_add(2), Ordering::Release);
+        sequence
     }
 
-    #[inline]
-    fn add(&self, sample: &Sample, now: u64) {
+    #[inline(always)]
+    fn end(&self, sequence: u32) {
+        self.sequence
+            .store(sequence.wrapping_add(1), Ordering::Release);
+    }
+
+    #[inline(always)]
+    fn add(&self, sample: &Sample) {
         let nanoseconds = sample.sums[Sum::Nanoseconds as usize];
-        self.write(|| {
-            // What most statements have, and what few have.
-            for index in USUAL {
+        let sequence = self.begin();
+        // What most statements have, and what few have.
+        for index in USUAL {
+            add(&self.sums[index], sample.sums[index]);
+        }
+        let mut rest = 0;
+        for index in UNUSUAL {
+            rest |= sample.sums[index];
+        }
+        if rest != 0 {
+            for index in UNUSUAL {
                 add(&self.sums[index], sample.sums[index]);
             }
-            let mut rest = 0;
-            for index in UNUSUAL {
-                rest |= sample.sums[index];
-            }
-            if rest != 0 {
-                for index in UNUSUAL {
-                    add(&self.sums[index], sample.sums[index]);
-                }
-            }
-            add_32(&self.histogram[bucket(nanoseconds)], 1);
-            if nanoseconds < self.least.load(Ordering::Relaxed) {
-                self.least.store(nanoseconds, Ordering::Relaxed);
-            }
-            if nanoseconds > self.most.load(Ordering::Relaxed) {
-                self.most.store(nanoseconds, Ordering::Relaxed);
-            }
-            self.last_seen.store(now, Ordering::Relaxed);
-        });
+        }
+        add_32(&self.histogram[sample.bucket], 1);
+        if nanoseconds < self.least.load(Ordering::Relaxed) {
+            self.least.store(nanoseconds, Ordering::Relaxed);
+        }
+        if nanoseconds > self.most.load(Ordering::Relaxed) {
+            self.most.store(nanoseconds, Ordering::Relaxed);
+        }
+        self.last_seen.store(sample.at, Ordering::Relaxed);
+        self.end(sequence);
     }
 
     /// Begins anew for another statement. Under the shard's lock.
     fn install(&self, key: &Key, generation: u32, now: u64) {
-        self.write(|| {
-            self.query.store(key.query, Ordering::Relaxed);
-            self.database.store(key.database, Ordering::Relaxed);
-            self.role.store(key.role, Ordering::Relaxed);
-            self.top_level
-                .store(u32::from(key.top_level), Ordering::Relaxed);
-            self.generation.store(generation, Ordering::Relaxed);
-            self.forgotten.store(0, Ordering::Relaxed);
-            for number in self.sums.iter().chain(&self.moved) {
-                number.store(0, Ordering::Relaxed);
-            }
-            for number in self.histogram.iter().chain(&self.moved_histogram) {
-                number.store(0, Ordering::Relaxed);
-            }
-            self.least.store(u64::MAX, Ordering::Relaxed);
-            self.most.store(0, Ordering::Relaxed);
-            self.first_seen.store(now, Ordering::Relaxed);
-            self.last_seen.store(now, Ordering::Relaxed);
-        });
+        let sequence = self.begin();
+        self.query.store(key.query, Ordering::Relaxed);
+        self.who.store(key.who(), Ordering::Relaxed);
+        self.edition
+            .store(key.edition(generation), Ordering::Relaxed);
+        self.forgotten.store(0, Ordering::Relaxed);
+        for number in self.sums.iter().chain(&self.moved) {
+            number.store(0, Ordering::Relaxed);
+        }
+        for number in self.histogram.iter().chain(&self.moved_histogram) {
+            number.store(0, Ordering::Relaxed);
+        }
+        self.least.store(u64::MAX, Ordering::Relaxed);
+        self.most.store(0, Ordering::Relaxed);
+        self.first_seen.store(now, Ordering::Relaxed);
+        self.last_seen.store(now, Ordering::Relaxed);
+        self.end(sequence);
     }
 
     fn has_news(&self) -> bool {
@@ -203,12 +205,14 @@ impl Entry {
             let sums: [u64; SUMS] = std::array::from_fn(|i| self.sums[i].load(Ordering::Relaxed));
             let histogram: [u32; BUCKETS] =
                 std::array::from_fn(|i| self.histogram[i].load(Ordering::Relaxed));
+            let who = self.who.load(Ordering::Relaxed);
+            let edition = self.edition.load(Ordering::Relaxed);
             let mut delta = Delta {
                 key: Key {
                     query: self.query.load(Ordering::Relaxed),
-                    database: self.database.load(Ordering::Relaxed),
-                    role: self.role.load(Ordering::Relaxed),
-                    top_level: self.top_level.load(Ordering::Relaxed) != 0,
+                    database: (who >> 32) as u32,
+                    role: who as u32,
+                    top_level: edition & 1 != 0,
                 },
                 sums,
                 histogram,
@@ -217,12 +221,11 @@ impl Entry {
                 first_seen: self.first_seen.load(Ordering::Relaxed),
                 last_seen: self.last_seen.load(Ordering::Relaxed),
             };
-            let current = self.generation.load(Ordering::Relaxed) == generation;
             fence(Ordering::Acquire);
             if self.sequence.load(Ordering::Relaxed) != before {
                 continue;
             }
-            if !current {
+            if edition >> 1 != u64::from(generation) {
                 return None;
             }
             for (index, sum) in delta.sums.iter_mut().enumerate() {
@@ -244,7 +247,7 @@ pub(super) fn merge(place: usize) {
     let generation = heading().generation.load(Ordering::Acquire);
     // One at a time: the lock is held for the time of a copy.
     for entry in &at(place).entries {
-        if entry.generation.load(Ordering::Relaxed) != generation || !entry.has_news() {
+        if !entry.is_of(generation) || !entry.has_news() {
             continue;
         }
         let delta = {
@@ -259,21 +262,21 @@ pub(super) fn merge(place: usize) {
     }
 }
 
-/// Counts an execution in this backend's shard. `text` is asked for where the statement is not known yet.
-#[inline]
-pub fn count(mine: Mine, key: &Key, sample: &Sample, now: u64, text: impl FnOnce() -> String) {
+/// Counts an execution in this backend's shard. Its caller says what the statement was where that is not known.
+#[inline(always)]
+pub fn count(mine: Mine, key: &Key, sample: &Sample) -> Counted {
     let generation = heading().generation.load(Ordering::Relaxed);
-    let set = set_of(mine.shard, key);
-    for entry in set {
+    for entry in set_of(mine.shard, key) {
         if entry.is(key, generation) {
-            entry.add(sample, now);
-            if entry.forgotten.load(Ordering::Relaxed) != 0 {
-                learn_again(entry, key, generation, text);
-            }
-            return;
+            entry.add(sample);
+            return if entry.forgotten.load(Ordering::Relaxed) == 0 {
+                Counted::Done
+            } else {
+                Counted::Forgotten
+            };
         }
     }
-    admit(mine.place, key, sample, now, generation, text);
+    Counted::Unknown
 }
 
 #[inline]
@@ -282,30 +285,26 @@ fn set_of<'a>(shard: &'a Shard, key: &Key) -> &'a [Entry] {
     &shard.entries[set..set + WAYS]
 }
 
-#[cold]
-#[inline(never)]
-fn learn_again(entry: &Entry, key: &Key, generation: u32, text: impl FnOnce() -> String) {
-    entry.forgotten.store(0, Ordering::Relaxed);
-    known::learn(key, &text(), generation);
+/// Tells the table of a statement that it has forgotten.
+pub fn learn_again(mine: Mine, key: &Key, text: &str) {
+    let generation = heading().generation.load(Ordering::Relaxed);
+    for entry in set_of(mine.shard, key) {
+        if entry.is(key, generation) {
+            entry.forgotten.store(0, Ordering::Relaxed);
+        }
+    }
+    known::learn(key, text, generation);
 }
 
-#[cold]
-#[inline(never)]
-fn admit(
-    place: usize,
-    key: &Key,
-    sample: &Sample,
-    now: u64,
-    generation: u32,
-    text: impl FnOnce() -> String,
-) {
+/// Makes room for a statement, and counts its execution. `text` is asked for where the table does not know the statement either.
+pub fn admit(mine: Mine, key: &Key, sample: &Sample, text: impl FnOnce() -> String) {
+    let generation = heading().generation.load(Ordering::Relaxed);
+    let place = mine.place;
     if !known::knows(key) {
         known::learn(key, &text(), generation);
     }
     let set = set_of(at(place), key);
-    let is_free = |entry: &&Entry| {
-        entry.generation.load(Ordering::Relaxed) != generation || !entry.has_news()
-    };
+    let is_free = |entry: &&Entry| !entry.is_of(generation) || !entry.has_news();
     if !set.iter().any(|entry| is_free(&entry)) {
         // All at once: the next ones find room without a lock of the table.
         merge(place);
@@ -320,9 +319,9 @@ fn admit(
     };
     {
         let _held = lock_shards(place);
-        entry.install(key, generation, now);
+        entry.install(key, generation, sample.at);
     }
-    entry.add(sample, now);
+    entry.add(sample);
 }
 
 /// A statement of a client that is running.
@@ -450,10 +449,10 @@ impl Mine {
 
     /// Adds a statement to the totals.
     #[inline]
-    pub fn total(self, nanoseconds: u64, failed: bool) {
+    pub fn total(self, nanoseconds: u64, bucket: usize, failed: bool) {
         add(&self.shard.statements, 1);
         add(&self.shard.nanoseconds, nanoseconds);
-        add(&self.shard.histogram[bucket(nanoseconds)], 1);
+        add(&self.shard.histogram[bucket], 1);
         if failed {
             add(&self.shard.failed, 1);
         }
