@@ -17,3 +17,4 @@ pub mod retention;
 pub mod schedule;
 pub mod span;
 pub mod statement_text;
+pub mod validity;
