@@ -25,6 +25,7 @@ OUT=$RUN_DIR/postgres-regress
 # What PostgreSQL's own "make check" gives its server; compute_query_id as where it runs the suite with a library that wants it.
 SERVER=("fsync = off" "max_prepared_transactions = 2" "compute_query_id = regress" "log_line_prefix = '%m [%p] %b '")
 temp=""
+captured=""
 
 finish() {
     local code=$?
@@ -150,6 +151,15 @@ check_capture() {
     done <<<"$CAPTURE"
 }
 
+# How much of the suite was followed, which is what its equal results are worth.
+count_captured() {
+    captured=$("$CLUSTER" psql "$NAME" -XAtq -d postgres -c "SELECT format('%s statements, %s of them slow, %s kept with a plan;
+            %s known with statistics', queries_total, queries_slow,
+        (SELECT count(*) FROM audit_db.slow_queries WHERE database = 'regression' AND plan IS NOT NULL),
+        (SELECT count(*) FROM audit_db.query_stats WHERE database = 'regression')) FROM audit_db.performance_metrics" |
+        tr -s ' \n' ' ') || captured="unknown: the server did not say"
+}
+
 # Both runs use the same folders under the same names, because paths appear in results.
 run() {
     local variant=$1 begun=$SECONDS code=0
@@ -179,6 +189,7 @@ run() {
             --schedule="$SUITE/parallel_schedule" --max-connections="$MAX_CONNECTIONS" --max-concurrent-tests=20
     ) >"$OUT/$variant.log" 2>&1 || code=$?
     verdicts "$OUT/$variant.log" >"$OUT/$variant.verdicts"
+    if [[ $variant == with ]]; then count_captured; fi
     "$CLUSTER" stop "$NAME" >/dev/null
     cp "$RUN_DIR/$NAME/log" "$OUT/$variant.server.log"
     "$CLUSTER" drop "$NAME" >/dev/null
@@ -265,6 +276,7 @@ say "passed in both          $passed"
 say "same failure in both    ${#failed[@]}${failed[*]:+: ${failed[*]}}"
 say "different               ${#different[@]}${different[*]:+: ${different[*]}}"
 say "server crashes          $crashes"
+say "captured                $captured"
 say "$SECONDS s; results in ${OUT#"$ROOT"/}"
 [[ ${#failed[@]} -eq 0 ]] || say "why tests fail without audit_db: ${OUT#"$ROOT"/}/without/regression.diffs"
 [[ ${#different[@]} -eq 0 && $crashes -eq 0 ]] ||

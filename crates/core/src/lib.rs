@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod btree_size;
 pub mod calendar;
 pub mod change_log;
+pub mod eviction;
 pub mod histogram;
 pub mod naming;
 pub mod partition_plan;
