@@ -6,6 +6,7 @@
 use super::record;
 use crate::pg::clock;
 use crate::pg::memory::BackendLocal;
+use crate::pg::scanner;
 use crate::pg::statement_hooks::{self as hooks, Listener, Query, Source, Usage, Utility};
 use crate::settings::{self, Plans};
 use crate::shmem::slow_ring::{self, Status};
@@ -37,6 +38,8 @@ struct Frame {
     planning: u64,
     rows: u64,
     before: Usage,
+    /// The same when its last call came back.
+    after: Usage,
     subtransaction: u32,
     role: u32,
     level: u32,
@@ -84,9 +87,14 @@ struct State {
     /// The frame whose executor is starting.
     starting: usize,
     planned: u64,
-    planned_source: Source,
+    /// Of which statement.
+    planned_fingerprint: u64,
     /// What went to the log last.
     failed: c_int,
+    /// What was reported last, whether it went to the log or not.
+    reported: c_int,
+    /// When the client's last statement ended.
+    ended: u64,
     /// The same, of a statement that never got so far as to be followed and took this long.
     unfollowed: u64,
     unfollowed_length: u16,
@@ -110,6 +118,7 @@ const NO_STATEMENT: Frame = Frame {
     planning: 0,
     rows: 0,
     before: Usage::NONE,
+    after: Usage::NONE,
     subtransaction: 0,
     role: 0,
     level: 0,
@@ -137,8 +146,10 @@ static STATE: BackendLocal<State> = BackendLocal::new(State {
     random: 0,
     starting: NO_FRAME,
     planned: 0,
-    planned_source: Source::NONE,
+    planned_fingerprint: 0,
     failed: 0,
+    reported: 0,
+    ended: 0,
     unfollowed: 0,
     unfollowed_length: 0,
     unfollowed_sqlstate: 0,
@@ -173,11 +184,37 @@ pub struct Ended<'a> {
 
 /// `query_canceled`, packed.
 const CANCELED: c_int = pack(*b"57014");
+#[inline]
+fn is_slow(nanoseconds: u64) -> bool {
+    let threshold = settings::slow_query_threshold();
+    threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000
+}
+
 /// Success and warnings: no errors.
 const SUCCESS_CLASS: c_int = 0;
 const WARNING_CLASS: c_int = 1 << 6;
 /// Syntax errors, and names that mean nothing.
 const SYNTAX_CLASS: c_int = pack(*b"42000") & 0xfff;
+
+/// Whether a utility command may have failed because it was not understood: not where it came as far as to wait, or to run out of
+/// something.
+const fn may_be_misread(sqlstate: c_int) -> bool {
+    const UNDERSTOOD: [c_int; 5] = [
+        SUCCESS_CLASS,
+        pack(*b"40000") & 0xfff,
+        pack(*b"53000") & 0xfff,
+        pack(*b"55000") & 0xfff,
+        pack(*b"57000") & 0xfff,
+    ];
+    let mut index = 0;
+    while index < UNDERSTOOD.len() {
+        if sqlstate & 0xfff == UNDERSTOOD[index] {
+            return false;
+        }
+        index += 1;
+    }
+    true
+}
 
 const fn pack(code: [u8; 5]) -> c_int {
     let mut packed = 0;
@@ -202,6 +239,22 @@ const fn status_of(sqlstate: c_int) -> Status {
     }
 }
 
+impl Frame {
+    #[inline]
+    fn used(&self) -> Usage {
+        if self.since == 0 {
+            return Usage::NONE;
+        }
+        self.after.since(&self.before)
+    }
+
+    /// It goes on after a rest: what others have used meanwhile is not its.
+    #[cold]
+    fn resume(&mut self) {
+        self.before = Usage::now().since(&self.after.since(&self.before));
+    }
+}
+
 impl State {
     #[cold]
     #[inline(never)]
@@ -213,8 +266,8 @@ impl State {
         if !self.followed {
             return None;
         }
-        self.mine = Mine::new();
-        self.followed = self.mine.is_some();
+        // The postmaster's children inherit what it finds.
+        self.mine = Some(Mine::new()?);
         (self.pid, self.database) = hooks::who();
         self.random = clock::monotonic() ^ (self.pid as u64) << 32 | 1;
         self.mine
@@ -233,6 +286,7 @@ impl State {
     #[inline]
     fn draw(&mut self) {
         self.failed = 0;
+        self.reported = 0;
         let rate = settings::slow_query_sample_rate();
         self.sampled = if rate >= 1.0 {
             true
@@ -247,6 +301,9 @@ impl State {
 
     #[inline]
     fn open(&mut self, mine: Mine, query: Option<Query>, source: Source, level: u32) -> usize {
+        if self.used != 0 && query.is_some() {
+            self.forget(query);
+        }
         let index = (!self.used).trailing_zeros() as usize;
         let Some(frame) = self.frames.get_mut(index) else {
             mine.note_untracked();
@@ -257,7 +314,6 @@ impl State {
         frame.nanoseconds = 0;
         frame.planning = 0;
         frame.rows = 0;
-        frame.before = Usage::now();
         frame.subtransaction = self.subtransaction;
         frame.role = hooks::role();
         frame.level = level;
@@ -267,9 +323,20 @@ impl State {
         frame.sampled = self.sampled;
         frame.instrumented = false;
         frame.saved = 0;
+        scanner::note_setting();
         self.used |= 1 << index;
         self.last = index;
         index
+    }
+
+    /// Statements whose executor nobody has ended, and where another one lies now.
+    #[cold]
+    fn forget(&mut self, query: Option<Query>) {
+        for index in bits(self.used) {
+            if self.frames[index].query == query {
+                self.used &= !(1 << index);
+            }
+        }
     }
 
     #[inline(always)]
@@ -296,7 +363,7 @@ impl State {
 
     /// A call into the executor or a utility command begins.
     #[inline(always)]
-    fn enter(&mut self, mine: Mine, index: usize) -> u32 {
+    fn enter(&mut self, mine: Mine, index: usize, goes_on: bool) -> u32 {
         let depth = self.depth;
         let (Some(call), Some(frame)) = (self.calls.get_mut(depth), self.frames.get_mut(index))
         else {
@@ -308,12 +375,20 @@ impl State {
         call.subtransaction = self.subtransaction;
         call.level = self.level;
         call.sqlstate = 0;
-        frame.since = now;
+        if frame.since == 0 {
+            frame.before = Usage::now();
+            frame.since = now;
+        } else {
+            frame.resume();
+            if !goes_on {
+                frame.since = now;
+            }
+        }
         self.depth = depth + 1;
         self.level += 1;
         if depth == 0 {
             hooks::watch_errors();
-            mine.begin(now, self.pid, self.database, frame.role);
+            mine.begin(frame.since, self.pid, self.database, frame.role);
         }
         depth as u32
     }
@@ -324,12 +399,18 @@ impl State {
         let Some(call) = self.calls.get(token as usize) else {
             return NO_FRAME;
         };
+        if token as usize >= self.depth {
+            return NO_FRAME;
+        }
         let (index, started) = (call.frame, call.started);
         self.level = call.level;
         // Also those within that an error ended without a word.
         self.depth = token as usize;
         if let Some(frame) = self.frames.get_mut(index) {
-            frame.nanoseconds += clock::monotonic().saturating_sub(started);
+            let now = clock::monotonic();
+            frame.nanoseconds += now.saturating_sub(started);
+            frame.after = Usage::now();
+            self.ended = now;
         }
         if token == 0 {
             hooks::unwatch_errors();
@@ -338,13 +419,12 @@ impl State {
         index
     }
 
-    /// Copies the text of a statement that may be about to fail: afterwards its memory may be gone.
+    /// Copies the text of a statement while it is certainly there: it is in the executor or a utility command.
     fn save(&mut self, index: usize) {
         let (Some(frame), Some(saved)) = (self.frames.get_mut(index), self.saved.get_mut(index))
         else {
             return;
         };
-        // The statement has not ended.
         let text = frame.source.bytes();
         let length = text.len().min(SAVED_BYTES);
         saved[..length].copy_from_slice(&text[..length]);
@@ -363,8 +443,7 @@ fn close(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
     let total = frame.nanoseconds + frame.planning;
     let place = bucket(total);
     let instrumented = frame.instrumented;
-    let threshold = settings::slow_query_threshold();
-    let slow = threshold >= 0 && frame.sampled && total >= threshold as u64 * 1_000_000;
+    let slow = frame.sampled && is_slow(total);
     if frame.level == 0 {
         mine.total(total, place, sqlstate != 0);
     }
@@ -406,7 +485,7 @@ fn key(database: u32, frame: &Frame) -> Option<Key> {
 fn sample(frame: &Frame, place: usize, sqlstate: c_int) -> Sample {
     // The call comes before what would have to be kept across it.
     let at = hooks::message_time();
-    let used = Usage::now().since(&frame.before);
+    let used = frame.used();
     let mut sums = [0; SUMS];
     sums[Sum::Calls as usize] = 1;
     sums[Sum::Errors as usize] = (sqlstate != 0).into();
@@ -435,11 +514,12 @@ fn sample(frame: &Frame, place: usize, sqlstate: c_int) -> Sample {
 #[cold]
 #[inline(never)]
 fn introduce(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int, counted: Counted) {
-    let state = state();
-    let Some(frame) = state.frames.get(index) else {
+    let database = state().database;
+    let Some(frame) = state().frames.get(index).copied() else {
         return;
     };
-    let Some(key) = key(state.database, frame) else {
+    let frame = &frame;
+    let Some(key) = key(database, frame) else {
         return;
     };
     let name = || {
@@ -481,21 +561,26 @@ fn note_slow(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
     // A utility command's text outlives it, but not an error.
     let alive = query.is_some() || (utility && sqlstate == 0);
     let (pid, database) = (state().pid, state().database);
-    mine.note_slow();
+    if frame.level == 0 {
+        mine.note_slow();
+    }
     unfollowed(|| {
         record::record(&Ended {
             query,
             text: text(frame, index, alive),
-            values: if utility {
-                Values::Settings
-            } else {
+            values: if !utility {
                 Values::Constants
+            } else if may_be_misread(sqlstate) {
+                // What is within a command is understood while it runs, or not.
+                Values::Names
+            } else {
+                Values::Settings
             },
             query_id: frame.id,
             nanoseconds: frame.nanoseconds,
             planning: frame.planning,
             rows: frame.rows,
-            used: Usage::now().since(&frame.before),
+            used: frame.used(),
             database,
             role: frame.role,
             pid,
@@ -529,22 +614,19 @@ fn fail(mine: Mine, depth: usize, subtransaction: u32) {
             continue;
         };
         state.level = call.level;
-        let reported = call.sqlstate != 0;
-        let sqlstate = if reported {
-            call.sqlstate
-        } else if state.failed != 0 {
-            state.failed
-        } else {
-            // Somebody passed an error on that he had caught: that it failed is all that is known.
-            INTERNAL_ERROR
-        };
+        // What went to the log is what the client gets. What was reported before that may have been a notice on the way.
+        let sqlstate = [state.failed, call.sqlstate, state.reported, INTERNAL_ERROR]
+            .into_iter()
+            .find(|sqlstate| *sqlstate != 0)
+            .unwrap_or(INTERNAL_ERROR);
         if let Some(frame) = state.frames.get_mut(call.frame) {
-            let ended = if reported {
+            let ended = if call.sqlstate == sqlstate {
                 call.reported
             } else {
                 clock::monotonic()
             };
             frame.nanoseconds += ended.saturating_sub(call.started);
+            frame.after = Usage::now();
         }
         if state.depth == 0 {
             mine.end();
@@ -575,7 +657,13 @@ fn fail(mine: Mine, depth: usize, subtransaction: u32) {
             close(mine, index, None, sqlstate);
         }
     }
-    state().starting = NO_FRAME;
+    let state = state();
+    state.starting = NO_FRAME;
+    state.level = state
+        .depth
+        .checked_sub(1)
+        .and_then(|last| state.calls.get(last))
+        .map_or(0, |call| call.level + 1);
 }
 
 /// The numbers of the bits that are set.
@@ -606,24 +694,43 @@ impl Listener for Statements {
     }
 
     #[inline]
-    fn planned(nanoseconds: u64, source: Source) {
+    fn plans() -> u32 {
         let state = state();
-        state.planned = nanoseconds;
-        state.planned_source = source;
+        let level = state.level;
+        state.level = level + 1;
+        level
     }
 
     #[inline]
-    fn starts(query: Query, source: Source) -> c_int {
+    fn planned(nanoseconds: u64, fingerprint: u64, level: u32) {
         let state = state();
-        let Some(mine) = state.mine() else { return 0 };
-        let level = state.level;
+        state.level = level;
+        state.planned = nanoseconds;
+        state.planned_fingerprint = fingerprint;
+    }
+
+    #[inline]
+    fn starts(query: Query, source: Source) -> (c_int, u32) {
+        let state = state();
+        let before = state.level;
+        let Some(mine) = state.mine() else {
+            return (0, before);
+        };
+        // What the server runs by itself at a commit is nobody's statement.
+        let level = if before == 0 && !hooks::has_portal() {
+            1
+        } else {
+            before
+        };
         if level == 0 {
             state.draw();
         }
         let index = state.open(mine, Some(query), source, level);
         state.starting = index;
+        state.level = level + 1;
         let planned = std::mem::take(&mut state.planned);
-        let fits = state.planned_source == source;
+        let fits =
+            planned != 0 && state.planned_fingerprint == hooks::fingerprint_of(query, source);
         let instrument = settings::slow_query_threshold() >= 0
             && settings::slow_query_plan() == Plans::Analyze
             && slow_ring::knows_any()
@@ -634,26 +741,29 @@ impl Listener for Statements {
             }
             frame.instrumented = instrument;
         }
-        if instrument {
+        let options = if instrument {
             hooks::INSTRUMENT_NODES
         } else {
             0
-        }
+        };
+        (options, before)
     }
 
     #[inline]
-    fn started() {
-        state().starting = NO_FRAME;
+    fn started(level: u32) {
+        let state = state();
+        state.starting = NO_FRAME;
+        state.level = level;
     }
 
     #[inline(always)]
-    fn runs(query: Query) -> u32 {
+    fn runs(query: Query, finishes: bool) -> u32 {
         let state = state();
         let Some(mine) = state.mine else {
             return NO_TOKEN;
         };
         let index = state.find(query);
-        state.enter(mine, index)
+        state.enter(mine, index, finishes)
     }
 
     #[inline]
@@ -666,6 +776,10 @@ impl Listener for Statements {
         let index = state.leave(mine, token);
         if let Some(frame) = state.frames.get_mut(index) {
             frame.rows += rows;
+            // It may be a cursor that goes without the executor's word, and its text with it.
+            if is_slow(frame.nanoseconds + frame.planning) {
+                state.save(index);
+            }
         }
     }
 
@@ -685,15 +799,8 @@ impl Listener for Statements {
         let Some(mine) = state.mine() else {
             return NO_TOKEN;
         };
-        match kind {
-            Utility::Transparent => return TRANSPARENT,
-            // What still rests ends without the executor's word, but in order.
-            Utility::Rollback => {
-                for index in bits(state.used) {
-                    state.save(index);
-                }
-            }
-            Utility::Other => {}
+        if kind == Utility::Transparent {
+            return TRANSPARENT;
         }
         let level = state.level;
         if level == 0 {
@@ -703,7 +810,7 @@ impl Listener for Statements {
         if let Some(frame) = state.frames.get_mut(index) {
             frame.tag = tag;
         }
-        state.enter(mine, index)
+        state.enter(mine, index, false)
     }
 
     #[inline]
@@ -726,10 +833,8 @@ impl Listener for Statements {
         }
         let state = state();
         let now = clock::monotonic();
-        let threshold = settings::slow_query_threshold();
-        let slow = |nanoseconds: u64| threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000;
+        state.reported = sqlstate;
         let statistics = settings::query_stats();
-        let mut running = 0u32;
         for depth in 0..state.depth.min(CALLS) {
             let Some(call) = state.calls.get_mut(depth) else {
                 continue;
@@ -737,22 +842,11 @@ impl Listener for Statements {
             call.sqlstate = sqlstate;
             call.reported = now;
             let (index, started) = (call.frame, call.started);
-            running |= 1u32.checked_shl(index as u32).unwrap_or(0);
             let taken = state
                 .frames
                 .get(index)
                 .map(|frame| frame.nanoseconds + frame.planning + now.saturating_sub(started));
-            if statistics || taken.is_some_and(slow) {
-                state.save(index);
-            }
-        }
-        // Cursors that rest go with the transaction.
-        for index in bits(state.used & !running) {
-            if let Some(frame) = state.frames.get(index)
-                && frame.query.is_some()
-                && index != state.starting
-                && slow(frame.nanoseconds + frame.planning)
-            {
+            if statistics || taken.is_some_and(is_slow) {
                 state.save(index);
             }
         }
@@ -763,29 +857,22 @@ impl Listener for Statements {
         let Some(mine) = state.mine() else { return };
         state.failed = sqlstate;
         if state.depth > 0 || state.starting != NO_FRAME {
+            // The error has not been cleaned up yet: the statement is still there.
+            state.save(state.starting);
             return;
-        }
-        // Cursors that rest go with the transaction.
-        let threshold = settings::slow_query_threshold();
-        let is_slow =
-            |nanoseconds: u64| threshold >= 0 && nanoseconds >= threshold as u64 * 1_000_000;
-        for index in bits(state.used) {
-            if state
-                .frames
-                .get(index)
-                .is_some_and(|frame| is_slow(frame.nanoseconds + frame.planning))
-            {
-                state.save(index);
-            }
         }
         // It never came as far as the executor: a syntax error, a table that is not there, a cancel while it was planned.
         let source = hooks::client_text();
-        if source == Source::NONE {
+        if source == Source::NONE || hooks::is_walsender() {
             return;
         }
-        let nanoseconds = hooks::since_message();
+        // Of several statements in a message those before it have had their time.
+        let nanoseconds =
+            hooks::since_message().min(clock::monotonic().saturating_sub(state.ended));
         mine.total(nanoseconds, bucket(nanoseconds), true);
-        if is_slow(nanoseconds) {
+        state.draw();
+        state.failed = sqlstate;
+        if state.sampled && is_slow(nanoseconds) {
             // The client's message is still there.
             let text = source.bytes();
             let length = text.len().min(SAVED_BYTES);
@@ -824,29 +911,29 @@ impl Listener for Statements {
     fn has_open() -> bool {
         let state = state();
         // A call that is going on has a frame, and a subtransaction that ends says so itself.
-        state.used != 0 || state.failed != 0 || state.unfollowed != 0
+        state.used != 0 || state.failed != 0 || state.unfollowed != 0 || state.level != 0
     }
 
     fn transaction_ends(committed: bool) {
         let state = state();
         state.subtransaction = TOP;
+        if !committed && state.depth == 0 {
+            state.level = 0;
+        }
         let Some(mine) = state.mine else { return };
         if committed && state.used == 0 && state.unfollowed == 0 {
             state.failed = 0;
             return;
         }
-        // A procedure goes on after its COMMIT or ROLLBACK; what is open besides it ends with its transaction.
-        let failed = !committed
-            && (state.failed != 0
-                || state
-                    .calls
-                    .iter()
-                    .take(state.depth.min(CALLS))
-                    .any(|call| call.sqlstate != 0));
-        if failed {
-            fail(mine, 0, 0);
-        } else if !committed {
-            fail(mine, state.depth, 0);
+        // A procedure goes on after its COMMIT or ROLLBACK, which an error never lets it; what is open besides it ends with its
+        // transaction.
+        if !committed {
+            let left = if hooks::watches_errors() {
+                state.depth
+            } else {
+                0
+            };
+            fail(mine, left, 0);
         }
         note_unfollowed(mine);
         let state = self::state();
@@ -861,6 +948,7 @@ impl Listener for Statements {
             }
         }
         state.failed = 0;
+        state.reported = 0;
         state.starting = NO_FRAME;
     }
 }

@@ -29,6 +29,9 @@ pub fn plan(query: Query) -> String {
     }
 }
 
+/// Longer values are not written out.
+const LONGEST_VALUE: usize = 64 << 10;
+
 /// A parameter's type, and its value where it was asked for.
 pub struct Parameter {
     pub type_name: String,
@@ -48,7 +51,10 @@ pub fn parameters(query: Query, with_values: bool) -> Vec<Parameter> {
         for number in 0..(*list).numParams {
             let parameter = if let Some(fetch) = (*list).paramFetch {
                 let mut room = pg_sys::ParamExternData::default();
-                *fetch(list, number + 1, true, &mut room)
+                // Somebody else's function, which may raise.
+                *pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| {
+                    fetch(list, number + 1, true, &mut room)
+                })
             } else {
                 *(*list).params.as_ptr().add(number as usize)
             };
@@ -65,6 +71,12 @@ pub fn parameters(query: Query, with_values: bool) -> Vec<Parameter> {
             let value = (with_values && !parameter.isnull).then(|| {
                 let (mut function, mut variable) = (pg_sys::InvalidOid, false);
                 pg_sys::getTypeOutputInfo(parameter.ptype, &mut function, &mut variable);
+                if variable {
+                    let bytes = pg_sys::toast_raw_datum_size(parameter.value);
+                    if bytes > LONGEST_VALUE {
+                        return format!("({bytes} bytes)");
+                    }
+                }
                 CStr::from_ptr(pg_sys::OidOutputFunctionCall(function, parameter.value))
                     .to_string_lossy()
                     .into_owned()

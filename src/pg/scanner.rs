@@ -4,6 +4,7 @@ use crate::pg::memory;
 use audit_db_core::statement_text::{self, Kind, Token, Values};
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString, c_int};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Token numbers of the server's grammar: those of the scanner come first, in this order, in 14 to 18.
 mod token {
@@ -23,12 +24,46 @@ mod token {
 }
 
 /// Longest statement that is looked at as a whole.
-const SCANNED_BYTES: usize = 1 << 20;
+const SCANNED_BYTES: usize = 1 << 18;
 
-/// The text of a statement without its constants and comments. What the scanner cannot read is left out: it read the statement
-/// before, but a setting of its has changed since, or the text was cut.
+/// `standard_conforming_strings` as the session first had it.
+static FIRST: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 2;
+/// Whether it has been another one since: nobody knows then with which one an old statement was read.
+static CHANGED: AtomicBool = AtomicBool::new(false);
+
+/// To be called with every statement.
+#[inline]
+pub fn note_setting() {
+    // SAFETY: reads a variable.
+    let now = u8::from(unsafe { pg_sys::standard_conforming_strings });
+    if FIRST.load(Ordering::Relaxed) != now {
+        note_change(now);
+    }
+}
+
+#[cold]
+fn note_change(now: u8) {
+    if FIRST.load(Ordering::Relaxed) == UNKNOWN {
+        FIRST.store(now, Ordering::Relaxed);
+    } else {
+        CHANGED.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The text of a statement without its constants and comments. What the scanner cannot read is left out: the text was cut.
+/// Empty: it can be read in two ways.
 pub fn normalize(text: &[u8], values: Values) -> String {
-    let words = scan(&text[..text.len().min(SCANNED_BYTES)]);
+    let text = &text[..text.len().min(SCANNED_BYTES)];
+    note_setting();
+    // SAFETY: reads a variable.
+    let conforming = unsafe { pg_sys::standard_conforming_strings };
+    let words = scan(text, conforming);
+    // What is a constant with one setting may be none with the other.
+    if CHANGED.load(Ordering::Relaxed) && text.contains(&b'\\') && scan(text, !conforming) != words
+    {
+        return String::new();
+    }
     statement_text::normalize(
         words.iter().map(|word| Token {
             kind: word.kind,
@@ -39,23 +74,24 @@ pub fn normalize(text: &[u8], values: Values) -> String {
     )
 }
 
+#[derive(PartialEq, Eq)]
 struct Word {
     kind: Kind,
     text: String,
     spaced: bool,
 }
 
-fn scan(text: &[u8]) -> Vec<Word> {
+fn scan(text: &[u8], conforming: bool) -> Vec<Word> {
     let mut words = Vec::new();
     let Ok(text) = CString::new(text) else {
         return words;
     };
     // Where the scanner raises, what it has read until then stays.
-    let _ = memory::contained(|| scan_into(&text, &mut words));
+    let _ = memory::contained(|| scan_into(&text, conforming, &mut words));
     words
 }
 
-fn scan_into(text: &CStr, words: &mut Vec<Word>) {
+fn scan_into(text: &CStr, conforming: bool, words: &mut Vec<Word>) {
     // SAFETY: what the server's parser does; the scanner lives in memory that the caller frees.
     unsafe {
         let mut extra = pg_sys::core_yy_extra_type::default();
@@ -67,6 +103,7 @@ fn scan_into(text: &CStr, words: &mut Vec<Word>) {
         );
         // A warning about a backslash belongs to the statement, which has had it.
         extra.escape_string_warning = false;
+        extra.standard_conforming_strings = conforming;
         let mut end = 0;
         loop {
             let mut value = pg_sys::core_YYSTYPE::default();

@@ -176,10 +176,21 @@ pub fn max_backends() -> usize {
     usize::try_from(count).unwrap_or(0)
 }
 
-/// The place of this process among them.
+/// The place of this process among them, which is connected to a database.
 pub fn my_place() -> usize {
     // SAFETY: both are set in every process that is connected to a database; MyProc points into the array.
     unsafe { pg_sys::MyProc.offset_from((*pg_sys::ProcGlobal).allProcs) as usize }
+}
+
+/// The same for any process: one that is not connected, or not yet, may have none.
+pub fn my_place_if_any() -> Option<usize> {
+    // SAFETY: where both are set, MyProc points into the array.
+    unsafe {
+        if pg_sys::MyProc.is_null() || pg_sys::ProcGlobal.is_null() {
+            return None;
+        }
+        usize::try_from(pg_sys::MyProc.offset_from((*pg_sys::ProcGlobal).allProcs)).ok()
+    }
 }
 
 /// What the process in a place waits for (0: nothing). `None`: another process has the place by now.

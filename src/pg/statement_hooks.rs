@@ -20,6 +20,20 @@ pub struct Source {
 }
 
 impl Source {
+    /// The first bytes of the statement, or of the message that it came in.
+    fn beginning<'a>(self) -> &'a [u8] {
+        const MOST: usize = 16;
+        if self.text.is_null() {
+            return &[];
+        }
+        // SAFETY: read byte by byte up to the zero at the end.
+        unsafe {
+            let text = self.text.cast::<u8>();
+            let length = (0..MOST).take_while(|at| *text.add(*at) != 0).count();
+            std::slice::from_raw_parts(text, length)
+        }
+    }
+
     pub const NONE: Self = Self {
         text: std::ptr::null(),
         location: 0,
@@ -48,8 +62,6 @@ impl Source {
 pub enum Utility {
     /// It has another statement run, which counts itself.
     Transparent,
-    /// ROLLBACK: what is open ends with it.
-    Rollback,
     Other,
 }
 
@@ -57,13 +69,15 @@ pub enum Utility {
 pub trait Listener {
     /// Whether there is anything to follow.
     fn is_on() -> bool;
-    fn planned(nanoseconds: u64, source: Source);
-    /// Before the executor starts; returns what node instrumentation it should have.
-    fn starts(query: Query, source: Source) -> c_int;
+    /// Before a statement is planned, which can run others. Returns the level for [`Self::planned`].
+    fn plans() -> u32;
+    fn planned(nanoseconds: u64, fingerprint: u64, level: u32);
+    /// Before the executor starts; returns what node instrumentation it should have, and the level for [`Self::started`].
+    fn starts(query: Query, source: Source) -> (c_int, u32);
     /// It has started.
-    fn started();
+    fn started(level: u32);
     /// It begins to run, or to fire the triggers at its end. Returns a token for [`Self::rests`].
-    fn runs(query: Query) -> u32;
+    fn runs(query: Query, finishes: bool) -> u32;
     fn rests(token: u32, rows: u64);
     /// Before it ends.
     fn ends(query: Query);
@@ -207,12 +221,14 @@ unsafe extern "C-unwind" fn followed_planner<L: Listener>(
             location: (*parse).stmt_location,
             length: (*parse).stmt_len,
         };
+        // Signed from 18 on.
+        #[allow(clippy::unnecessary_cast)]
+        let fingerprint = fingerprint((*parse).queryId as u64, source);
+        let level = L::plans();
         let started = crate::pg::clock::monotonic();
         let planned = plan(parse, text, options, parameters);
-        L::planned(
-            crate::pg::clock::monotonic().saturating_sub(started),
-            source,
-        );
+        let nanoseconds = crate::pg::clock::monotonic().saturating_sub(started);
+        L::planned(nanoseconds, fingerprint, level);
         planned
     }
 }
@@ -259,9 +275,10 @@ unsafe extern "C-unwind" fn followed_start<L: Listener>(
             location: (*planned).stmt_location,
             length: (*planned).stmt_len,
         };
-        (*query).instrument_options |= L::starts(Query::of(query), source);
+        let (options, level) = L::starts(Query::of(query), source);
+        (*query).instrument_options |= options;
         start(query, flags);
-        L::started();
+        L::started(level);
     }
 }
 
@@ -317,7 +334,7 @@ unsafe extern "C-unwind" fn followed_run<L: Listener>(
 ) {
     // SAFETY: as above; the executor has started.
     unsafe {
-        let token = L::runs(Query::of(query));
+        let token = L::runs(Query::of(query), false);
         run(query, direction, count, once);
         L::rests(token, (*(*query).estate).es_processed);
     }
@@ -353,7 +370,7 @@ unsafe fn finish(query: *mut pg_sys::QueryDesc) {
 unsafe extern "C-unwind" fn followed_finish<L: Listener>(query: *mut pg_sys::QueryDesc) {
     // SAFETY: as above.
     unsafe {
-        let token = L::runs(Query::of(query));
+        let token = L::runs(Query::of(query), true);
         finish(query);
         L::rests(token, 0);
     }
@@ -362,7 +379,8 @@ unsafe extern "C-unwind" fn followed_finish<L: Listener>(query: *mut pg_sys::Que
 unsafe extern "C-unwind" fn executor_end<L: Listener>(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the argument is passed on as it came.
     unsafe {
-        if L::is_on() {
+        // Also of what began before following was switched off.
+        if L::is_on() || L::has_open() {
             L::ends(Query::of(query));
         }
         match PREVIOUS_END {
@@ -375,7 +393,6 @@ unsafe extern "C-unwind" fn executor_end<L: Listener>(query: *mut pg_sys::QueryD
 /// # Safety
 /// The node must be a statement.
 unsafe fn utility_kind(statement: *mut pg_sys::Node) -> Utility {
-    use pg_sys::TransactionStmtKind as Kind;
     // SAFETY: the tag says which structure it is.
     unsafe {
         match (*statement).type_ {
@@ -385,14 +402,6 @@ unsafe fn utility_kind(statement: *mut pg_sys::Node) -> Utility {
             | pg_sys::NodeTag::T_DeclareCursorStmt
             | pg_sys::NodeTag::T_FetchStmt
             | pg_sys::NodeTag::T_ClosePortalStmt => Utility::Transparent,
-            pg_sys::NodeTag::T_TransactionStmt
-                if matches!(
-                    (*statement.cast::<pg_sys::TransactionStmt>()).kind,
-                    Kind::TRANS_STMT_ROLLBACK | Kind::TRANS_STMT_ROLLBACK_TO
-                ) =>
-            {
-                Utility::Rollback
-            }
             _ => Utility::Other,
         }
     }
@@ -532,6 +541,53 @@ pub fn watch_errors() {
 pub fn unwatch_errors() {
     // SAFETY: as above.
     unsafe { pg_sys::error_context_stack = CONTEXT.previous };
+}
+
+/// Whether a call that watches errors is still going on: an error that leaves it takes it out of the server's list.
+pub fn watches_errors() -> bool {
+    // SAFETY: the list is of entries on the stack of calls that go on; the server cuts it when it unwinds them.
+    unsafe {
+        let mut entry = pg_sys::error_context_stack;
+        while !entry.is_null() {
+            if std::ptr::eq(entry, &raw const CONTEXT) {
+                return true;
+            }
+            entry = (*entry).previous;
+        }
+    }
+    false
+}
+
+/// Whether a statement is being run for a client, or a job: not by the server at a commit.
+#[inline]
+pub fn has_portal() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { !pg_sys::ActivePortal.is_null() }
+}
+
+/// Whether this is a process that sends WAL.
+pub fn is_walsender() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::am_walsender }
+}
+
+/// What tells a statement that is planned from others until it starts: its text may be copied in between.
+fn fingerprint(id: u64, source: Source) -> u64 {
+    let mut sum = id;
+    let mut mix = |word: u64| {
+        sum = (sum.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    };
+    mix(source.location as u64);
+    mix(source.length as u64);
+    for byte in source.beginning() {
+        mix(u64::from(*byte));
+    }
+    sum
+}
+
+/// The same of one that starts.
+pub fn fingerprint_of(query: Query, source: Source) -> u64 {
+    fingerprint(query.id(), source)
 }
 
 /// The current role.

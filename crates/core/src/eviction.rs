@@ -39,13 +39,16 @@ pub struct Links {
 }
 
 impl Links {
-    pub const NEW: Self = Self {
-        next: NONE,
-        previous: NONE,
-        queue: FREE,
-        spared: 0,
-        asked: AtomicU8::new(0),
-    };
+    /// Those of an entry that is in no queue.
+    pub const fn new() -> Self {
+        Self {
+            next: NONE,
+            previous: NONE,
+            queue: FREE,
+            spared: 0,
+            asked: AtomicU8::new(0),
+        }
+    }
 
     /// A hit. May be called by many at a time.
     #[inline]
@@ -60,6 +63,12 @@ impl Links {
     /// How often it was asked for, up to 3, less what it has lost by staying.
     pub fn asked(&self) -> u8 {
         self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -126,7 +135,7 @@ impl Queues {
         } else {
             SMALL
         };
-        *entries.links_mut(index) = Links::NEW;
+        *entries.links_mut(index) = Links::new();
         self.push(entries, which, index);
     }
 
@@ -285,7 +294,7 @@ mod tests {
         fn new(size: u32) -> Self {
             Self {
                 store: Store {
-                    links: (0..size).map(|_| Links::NEW).collect(),
+                    links: (0..size).map(|_| Links::new()).collect(),
                     hashes: vec![0; size as usize],
                     worths: vec![1.0; size as usize],
                 },

@@ -61,7 +61,12 @@ pub fn normalize<'a>(
         let value = match token.kind {
             Kind::Constant => true,
             Kind::Name if values == Values::Names => true,
-            Kind::Name | Kind::Keyword => values == Values::Settings && state == Setting::Value,
+            Kind::Keyword if state == Setting::Behind && token.text.eq_ignore_ascii_case("set") => {
+                false
+            }
+            Kind::Name | Kind::Keyword => {
+                values == Values::Settings && matches!(state, Setting::Value | Setting::Behind)
+            }
             Kind::Parameter | Kind::Sign => false,
         };
         if values == Values::Settings {
@@ -83,7 +88,10 @@ pub fn normalize<'a>(
 enum Setting {
     None,
     Name,
+    /// A value is due: behind `=`, `TO` or a comma.
     Value,
+    /// There was one.
+    Behind,
 }
 
 impl Setting {
@@ -92,8 +100,9 @@ impl Setting {
         match self {
             _ if token.kind == Kind::Keyword && is("set") && self != Self::Value => Self::Name,
             Self::Name if is("=") || (token.kind == Kind::Keyword && is("to")) => Self::Value,
-            Self::Value if token.kind != Kind::Sign || is(",") || is("-") || is("+") => Self::Value,
-            Self::Value => Self::None,
+            Self::Value | Self::Behind if is(",") || is("-") || is("+") => Self::Value,
+            Self::Value | Self::Behind if token.kind != Kind::Sign => Self::Behind,
+            Self::Value | Self::Behind => Self::None,
             other => other,
         }
     }
@@ -166,6 +175,11 @@ mod tests {
             "SET search_path TO a , 'b' , c",
             Values::Settings,
             "SET search_path TO $1 , $2 , $3",
+        );
+        check(
+            "FUNCTION f() SET app.patient = smith SET app.doctor TO jones , brown AS 'x'",
+            Values::Settings,
+            "FUNCTION f() SET app.patient = $1 SET app.doctor TO $2 , $3 $4 $5",
         );
         check(
             "ALTER TABLE t SET ( fillfactor = 70 )",

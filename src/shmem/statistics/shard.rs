@@ -426,7 +426,7 @@ pub struct Mine {
 impl Mine {
     /// `None`: this process has no place among those that can be connected to a database.
     pub fn new() -> Option<Self> {
-        let place = shmem::my_place();
+        let place = shmem::my_place_if_any()?;
         (place < shmem::max_backends()).then(|| Self {
             place,
             shard: at(place),
