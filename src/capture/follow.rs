@@ -394,7 +394,7 @@ impl State {
     }
 
     /// It has come back. Returns its frame.
-    #[inline]
+    #[inline(always)]
     fn leave(&mut self, mine: Mine, token: u32) -> usize {
         let Some(call) = self.calls.get(token as usize) else {
             return NO_FRAME;
@@ -420,6 +420,8 @@ impl State {
     }
 
     /// Copies the text of a statement while it is certainly there: it is in the executor or a utility command.
+    #[cold]
+    #[inline(never)]
     fn save(&mut self, index: usize) {
         let (Some(frame), Some(saved)) = (self.frames.get_mut(index), self.saved.get_mut(index))
         else {
@@ -766,7 +768,7 @@ impl Listener for Statements {
         state.enter(mine, index, finishes)
     }
 
-    #[inline]
+    #[inline(always)]
     fn rests(token: u32, rows: u64) {
         if token >= TRANSPARENT {
             return;
