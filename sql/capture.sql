@@ -124,7 +124,7 @@ CREATE TABLE audit_db.slow_query_log (
 ) PARTITION BY RANGE (captured_at);
 COMMENT ON TABLE audit_db.slow_query_log IS 'Slow statements of this database, a partition a day, kept for audit_db.slow_query_retention; the database''s worker writes them';
 COMMENT ON COLUMN audit_db.slow_query_log.captured_at IS 'When it ended';
-COMMENT ON COLUMN audit_db.slow_query_log.sequence IS 'Number of the record since the server started';
+COMMENT ON COLUMN audit_db.slow_query_log.sequence IS 'Number of the record: grows within a run of the server; each run has numbers of its own';
 COMMENT ON COLUMN audit_db.slow_query_log.query_id IS 'The server''s id of the statement; null where none is computed (compute_query_id)';
 COMMENT ON COLUMN audit_db.slow_query_log.query IS 'The statement, with its constants replaced unless audit_db.slow_query_parameters is full';
 COMMENT ON COLUMN audit_db.slow_query_log.database IS 'The database';
@@ -197,8 +197,8 @@ COMMENT ON COLUMN audit_db.query_stats.shared_blks_written IS 'Shared blocks wri
 COMMENT ON COLUMN audit_db.query_stats.temp_blks_read IS 'Temporary blocks read';
 COMMENT ON COLUMN audit_db.query_stats.temp_blks_written IS 'Temporary blocks written';
 COMMENT ON COLUMN audit_db.query_stats.wal_bytes IS 'WAL written, in bytes';
-COMMENT ON COLUMN audit_db.query_stats.first_seen IS 'When it ended for the first time since the statistics were reset';
-COMMENT ON COLUMN audit_db.query_stats.last_seen IS 'When it ended for the last time';
+COMMENT ON COLUMN audit_db.query_stats.first_seen IS 'When the client''s message came in which it ran first since the statistics were reset';
+COMMENT ON COLUMN audit_db.query_stats.last_seen IS 'When the client''s message came in which it ran last';
 GRANT SELECT ON audit_db.query_stats TO pg_monitor;
 
 CREATE FUNCTION audit_db.statement_totals()
@@ -238,15 +238,15 @@ COMMENT ON COLUMN audit_db.metrics_history.success_rate IS 'Part of the statemen
 COMMENT ON COLUMN audit_db.metrics_history.mean_ms IS 'Time of a statement in planner and executor, on average, in milliseconds';
 COMMENT ON COLUMN audit_db.metrics_history.p95_ms IS '95 % of the statements took no longer, in milliseconds; within 12 %';
 COMMENT ON COLUMN audit_db.metrics_history.p99_ms IS '99 % of the statements took no longer, in milliseconds; within 12 %';
-COMMENT ON COLUMN audit_db.metrics_history.queries_slow IS 'Statements that took audit_db.slow_query_threshold, on every level';
+COMMENT ON COLUMN audit_db.metrics_history.queries_slow IS 'Those that were captured because they took audit_db.slow_query_threshold';
 COMMENT ON COLUMN audit_db.metrics_history.queries_untracked IS 'Statements that were not followed because too many were open in their session';
-COMMENT ON COLUMN audit_db.metrics_history.query_stats_evicted IS 'Statements that have made room for others in query_stats';
-COMMENT ON COLUMN audit_db.metrics_history.slow_queries_lost IS 'Slow statements that were overwritten in shared memory before they were stored';
-COMMENT ON COLUMN audit_db.metrics_history.plans_failed IS 'Plans of slow statements that could not be made';
+COMMENT ON COLUMN audit_db.metrics_history.query_stats_evicted IS 'Statements that have made room for others in query_stats, since the last reset of query_stats';
+COMMENT ON COLUMN audit_db.metrics_history.slow_queries_lost IS 'Slow statements that were overwritten in shared memory before the worker of their database had stored them, or that it could not store; since the last reset of slow_queries';
+COMMENT ON COLUMN audit_db.metrics_history.plans_failed IS 'Plans of slow statements that could not be made, since the last reset of slow_queries';
 COMMENT ON COLUMN audit_db.metrics_history.ingest_queue_depth IS 'Events of this database that are not on disk';
 COMMENT ON COLUMN audit_db.metrics_history.ingest_events_written IS 'Events of this database that were stored';
 COMMENT ON COLUMN audit_db.metrics_history.ingest_events_per_second IS 'The same per second, since the last row of metrics_history of this server''s run';
-COMMENT ON COLUMN audit_db.metrics_history.stats_reset IS 'Since when statements are counted';
+COMMENT ON COLUMN audit_db.metrics_history.stats_reset IS 'Since when statements are counted: the last reset of performance_metrics';
 GRANT SELECT ON audit_db.metrics_history TO pg_monitor;
 
 CREATE VIEW audit_db.performance_metrics AS
@@ -274,15 +274,15 @@ COMMENT ON COLUMN audit_db.performance_metrics.success_rate IS 'Part of the stat
 COMMENT ON COLUMN audit_db.performance_metrics.mean_ms IS 'Time of a statement in planner and executor, on average, in milliseconds';
 COMMENT ON COLUMN audit_db.performance_metrics.p95_ms IS '95 % of the statements took no longer, in milliseconds; within 12 %';
 COMMENT ON COLUMN audit_db.performance_metrics.p99_ms IS '99 % of the statements took no longer, in milliseconds; within 12 %';
-COMMENT ON COLUMN audit_db.performance_metrics.queries_slow IS 'Statements that took audit_db.slow_query_threshold, on every level';
+COMMENT ON COLUMN audit_db.performance_metrics.queries_slow IS 'Those that were captured because they took audit_db.slow_query_threshold';
 COMMENT ON COLUMN audit_db.performance_metrics.queries_untracked IS 'Statements that were not followed because too many were open in their session';
-COMMENT ON COLUMN audit_db.performance_metrics.query_stats_evicted IS 'Statements that have made room for others in query_stats';
-COMMENT ON COLUMN audit_db.performance_metrics.slow_queries_lost IS 'Slow statements that were overwritten in shared memory before they were stored';
-COMMENT ON COLUMN audit_db.performance_metrics.plans_failed IS 'Plans of slow statements that could not be made';
+COMMENT ON COLUMN audit_db.performance_metrics.query_stats_evicted IS 'Statements that have made room for others in query_stats, since the last reset of query_stats';
+COMMENT ON COLUMN audit_db.performance_metrics.slow_queries_lost IS 'Slow statements that were overwritten in shared memory before the worker of their database had stored them, or that it could not store; since the last reset of slow_queries';
+COMMENT ON COLUMN audit_db.performance_metrics.plans_failed IS 'Plans of slow statements that could not be made, since the last reset of slow_queries';
 COMMENT ON COLUMN audit_db.performance_metrics.ingest_queue_depth IS 'Events of this database that are not on disk';
 COMMENT ON COLUMN audit_db.performance_metrics.ingest_events_written IS 'Events of this database that were stored';
 COMMENT ON COLUMN audit_db.performance_metrics.ingest_events_per_second IS 'The same per second, since the last row of metrics_history of this server''s run';
-COMMENT ON COLUMN audit_db.performance_metrics.stats_reset IS 'Since when statements are counted';
+COMMENT ON COLUMN audit_db.performance_metrics.stats_reset IS 'Since when statements are counted: the last reset of performance_metrics';
 GRANT SELECT ON audit_db.performance_metrics TO pg_monitor;
 
 CREATE FUNCTION audit_db.reset_stats(what text DEFAULT 'all') RETURNS void

@@ -56,6 +56,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define_for_start();
     settings::reserve_prefix();
     shmem::request();
+    pg::transaction::install::<capture::Transactions, worker::Transactions>();
     capture::install();
     worker::init();
 }

@@ -822,6 +822,8 @@ impl Listener for Statements {
         }
         let state = state();
         let Some(mine) = state.mine else { return };
+        // EXPLAIN plans what does not start.
+        state.planned = 0;
         let index = state.leave(mine, token);
         if let Some(frame) = state.frames.get_mut(index) {
             frame.rows = rows;

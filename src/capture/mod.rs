@@ -6,7 +6,7 @@ mod record;
 
 pub use record::{normalize, wait_samples};
 
-use crate::pg::statement_hooks;
+use crate::pg::{statement_hooks, transaction};
 use crate::settings;
 use crate::shmem::{slow_ring, statistics};
 use std::time::Duration;
@@ -14,6 +14,20 @@ use std::time::Duration;
 /// Installs the hooks. Only while libraries are preloaded.
 pub fn install() {
     statement_hooks::install::<follow::Statements>();
+}
+
+/// The part of the events of transactions that statements need.
+pub struct Transactions;
+
+impl transaction::Listener for Transactions {
+    #[inline]
+    fn has_news() -> bool {
+        <follow::Statements as statement_hooks::Listener>::has_open()
+    }
+
+    fn event(event: transaction::Event) {
+        statement_hooks::transaction_event::<follow::Statements>(event);
+    }
 }
 
 /// Whether statements are followed at all.

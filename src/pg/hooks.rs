@@ -1,7 +1,7 @@
 //! Hooks into other people's statements. They let a statement pass without a guard around it, because a guard copies only part
 //! of an error: nothing with a destructor lives across the call, and what can panic is in a guarded function of its own.
 
-use crate::pg::compat;
+use crate::pg::{compat, transaction};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +25,6 @@ pub struct Listeners {
     pub extension: fn(bool),
     /// A database may have come or gone; must not raise or panic.
     pub databases_changed: fn(),
-    /// Whether the end of the transaction matters to anybody; must not raise or panic.
-    pub has_news: fn() -> bool,
     /// The transaction has committed (`true`) or was rolled back; must not raise.
     pub transaction_end: fn(bool),
 }
@@ -40,7 +38,6 @@ pub fn install(listeners: Listeners) {
         pg_sys::ProcessUtility_hook = Some(process_utility);
         PREVIOUS_OBJECT_ACCESS = pg_sys::object_access_hook;
         pg_sys::object_access_hook = Some(object_access);
-        pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());
     }
 }
 
@@ -263,30 +260,19 @@ unsafe extern "C-unwind" fn refuse_to_be_swept_away(extension: pg_sys::Oid) {
     }
 }
 
-unsafe extern "C-unwind" fn at_transaction_end(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut c_void,
-) {
-    // SAFETY: written once before any other process exists; not copied, because every transaction comes here.
-    unsafe {
-        let listeners = &raw const LISTENERS;
-        if let Some(listeners) = &*listeners
-            && (listeners.has_news)()
-        {
-            tell_transaction_end(event);
-        }
+/// The end of a transaction that created or dropped something.
+#[pgrx::pg_guard]
+extern "C-unwind" fn tell_transaction_end(committed: bool) {
+    if let Some(listeners) = listeners() {
+        (listeners.transaction_end)(committed);
     }
 }
 
-#[inline(never)]
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn tell_transaction_end(event: pg_sys::XactEvent::Type) {
-    let committed = match event {
-        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => true,
-        pg_sys::XactEvent::XACT_EVENT_ABORT => false,
-        _ => return,
-    };
-    if let Some(listeners) = listeners() {
-        (listeners.transaction_end)(committed);
+/// Called with the events of transactions that [`Listeners::transaction_end`] is for.
+pub fn transaction_event(event: pg_sys::XactEvent::Type) {
+    match event {
+        transaction::COMMIT | transaction::PREPARE => tell_transaction_end(true),
+        transaction::ABORT => tell_transaction_end(false),
+        _ => {}
     }
 }

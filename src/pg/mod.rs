@@ -29,6 +29,7 @@ pub mod signal;
 pub mod snapshot;
 pub mod spi;
 pub mod statement_hooks;
+pub mod transaction;
 pub mod utility;
 pub mod worker;
 pub mod xact;

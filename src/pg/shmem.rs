@@ -52,11 +52,15 @@ impl Area {
 
     /// The same with another of the area's locks.
     pub fn lock_at(&self, index: usize) -> Held {
+        self.acquire(index, pg_sys::LWLockMode::LW_EXCLUSIVE)
+    }
+
+    fn acquire(&self, index: usize, mode: pg_sys::LWLockMode::Type) -> Held {
         assert!(index < usize::from(self.locks));
         // SAFETY: set at the server's start, before any process that could come here; as many were asked for.
         let lock = unsafe { &raw mut (*self.first_lock.load(Ordering::Relaxed).add(index)).lock };
         // SAFETY: a lock of the server's array.
-        unsafe { pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
+        unsafe { pg_sys::LWLockAcquire(lock, mode) };
         Held(lock)
     }
 }

@@ -2,7 +2,7 @@
 //! statements from theirs. Like those of `hooks` they are trampolines without a guard. A listener is called in places where nothing
 //! may be raised and nothing panics; what it does beyond counting is guarded by itself.
 
-use crate::pg::session;
+use crate::pg::{session, transaction};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::NonNull;
@@ -20,20 +20,6 @@ pub struct Source {
 }
 
 impl Source {
-    /// The first bytes of the statement, or of the message that it came in.
-    fn beginning<'a>(self) -> &'a [u8] {
-        const MOST: usize = 16;
-        if self.text.is_null() {
-            return &[];
-        }
-        // SAFETY: read byte by byte up to the zero at the end.
-        unsafe {
-            let text = self.text.cast::<u8>();
-            let length = (0..MOST).take_while(|at| *text.add(*at) != 0).count();
-            std::slice::from_raw_parts(text, length)
-        }
-    }
-
     pub const NONE: Self = Self {
         text: std::ptr::null(),
         location: 0,
@@ -168,7 +154,6 @@ pub fn install<L: Listener>() {
         pg_sys::ProcessUtility_hook = Some(process_utility::<L>);
         PREVIOUS_LOG = pg_sys::emit_log_hook;
         pg_sys::emit_log_hook = Some(emit_log::<L>);
-        pg_sys::RegisterXactCallback(Some(transaction_event::<L>), std::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction_event::<L>), std::ptr::null_mut());
         CONTEXT.callback = Some(error_context::<L>);
     }
@@ -223,7 +208,7 @@ unsafe extern "C-unwind" fn followed_planner<L: Listener>(
         };
         // Signed from 18 on.
         #[allow(clippy::unnecessary_cast)]
-        let fingerprint = fingerprint((*parse).queryId as u64, source);
+        let fingerprint = fingerprint((*parse).queryId as u64, (*parse).commandType, source);
         let level = L::plans();
         let started = crate::pg::clock::monotonic();
         let planned = plan(parse, text, options, parameters);
@@ -488,23 +473,11 @@ unsafe extern "C-unwind" fn error_context<L: Listener>(_argument: *mut c_void) {
     L::reported(unsafe { geterrcode() });
 }
 
-unsafe extern "C-unwind" fn transaction_event<L: Listener>(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut c_void,
-) {
-    // Every transaction comes here, some twice.
-    if L::has_open() {
-        followed_transaction_event::<L>(event);
-    }
-}
-
-#[inline(never)]
-extern "C-unwind" fn followed_transaction_event<L: Listener>(event: pg_sys::XactEvent::Type) {
+/// Called with the events of transactions for which [`Listener::has_open`] says so.
+pub fn transaction_event<L: Listener>(event: pg_sys::XactEvent::Type) {
     match event {
-        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
-            L::transaction_ends(true);
-        }
-        pg_sys::XactEvent::XACT_EVENT_ABORT => L::transaction_ends(false),
+        transaction::COMMIT | transaction::PREPARE => L::transaction_ends(true),
+        transaction::ABORT => L::transaction_ends(false),
         _ => {}
     }
 }
@@ -572,22 +545,17 @@ pub fn is_walsender() -> bool {
 }
 
 /// What tells a statement that is planned from others until it starts: its text may be copied in between.
-fn fingerprint(id: u64, source: Source) -> u64 {
-    let mut sum = id;
-    let mut mix = |word: u64| {
-        sum = (sum.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
-    };
-    mix(source.location as u64);
-    mix(source.length as u64);
-    for byte in source.beginning() {
-        mix(u64::from(*byte));
-    }
-    sum
+#[inline]
+fn fingerprint(id: u64, command: pg_sys::CmdType::Type, source: Source) -> u64 {
+    let place = u64::from(source.location as u32) << 32 | u64::from(source.length as u32);
+    id.rotate_left(7) ^ place ^ u64::from(command) << 28
 }
 
 /// The same of one that starts.
+#[inline]
 pub fn fingerprint_of(query: Query, source: Source) -> u64 {
-    fingerprint(query.id(), source)
+    // SAFETY: the description is alive while the statement is.
+    fingerprint(query.id(), unsafe { query.0.as_ref() }.operation, source)
 }
 
 /// The current role.

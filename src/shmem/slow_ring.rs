@@ -6,7 +6,8 @@ use crate::pg::clock;
 use crate::pg::shmem::Area;
 use crate::settings;
 use pgrx::{pg_guard, pg_shmem_init, pg_sys};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Room for texts for each cell, on average.
 const BYTES_PER_CELL: usize = 8_192;
@@ -70,6 +71,7 @@ pub struct Record {
 const ABSENT: u32 = u32::MAX;
 const WORDS: usize = size_of::<Record>() / 8;
 const _: () = assert!(size_of::<Record>() == WORDS * 8);
+const _: () = assert!(offset_of!(Record, database).is_multiple_of(8));
 
 impl Record {
     pub const EMPTY: Self = Self {
@@ -127,15 +129,19 @@ pub struct Slow {
 struct Cell {
     /// Twice the number of the record plus 1 while it is written, plus 2 when it is there.
     state: AtomicU64,
+    /// Number of the last record of this cell that is on disk.
+    stored: AtomicU64,
     words: [AtomicU64; WORDS],
 }
 
 #[repr(C)]
 struct Heading {
-    /// Number of the next record. The first is 1.
+    /// Number of the next record.
     next: AtomicU64,
     /// Where the next texts go, in words since the start.
     texts_next: AtomicU64,
+    /// Number of the first record of this run of the server.
+    base: AtomicU64,
     /// Records before this one were reset.
     first: AtomicU64,
     /// Records that were overwritten before a worker had stored them.
@@ -143,6 +149,7 @@ struct Heading {
     /// Plans that could not be made.
     failed_plans: AtomicU64,
     started_at: AtomicI64,
+    keepers: [Keeper; KEEPERS],
     /// How many shapes have become known; 0: none ever.
     shapes: AtomicU64,
     /// Shapes of statements that were slow, in the place that belongs to them. The last four bits count down with each time that
@@ -150,6 +157,18 @@ struct Heading {
     known: [AtomicU64; SHAPES],
 }
 
+/// A database whose worker stores its records.
+#[repr(C)]
+struct Keeper {
+    database: AtomicU32,
+    /// Until when it is counted on, in microseconds of the server's epoch.
+    until: AtomicI64,
+}
+
+/// Databases for which it is known what was overwritten before it was stored.
+const KEEPERS: usize = 64;
+/// Numbers of one run of the server are so far from those of the next, for each millisecond between their starts.
+const NUMBERS_A_MILLISECOND: u64 = 1 << 20;
 const SHAPES: usize = 1_024;
 const PATIENCE: u64 = 15;
 
@@ -213,10 +232,14 @@ fn size() -> usize {
 unsafe fn fill(address: *mut u8) {
     // SAFETY: by contract as large as measured; integers, for which zero is valid.
     unsafe { address.write_bytes(0, size()) };
-    heading_at(address).next.store(1, Ordering::Relaxed);
-    heading_at(address)
-        .started_at
-        .store(clock::wall(), Ordering::Relaxed);
+    let heading = heading_at(address);
+    let now = clock::wall();
+    // No other run has these numbers, on this server or on the one whose standby it was.
+    let base = (now / 1_000).unsigned_abs() * NUMBERS_A_MILLISECOND + 1;
+    heading.next.store(base, Ordering::Relaxed);
+    heading.base.store(base, Ordering::Relaxed);
+    heading.first.store(base, Ordering::Relaxed);
+    heading.started_at.store(now, Ordering::Relaxed);
 }
 
 fn heading_at(address: *mut u8) -> &'static Heading {
@@ -293,12 +316,63 @@ pub fn publish(mut record: Record, query: &str, parameters: Option<&str>, plan: 
     }
     let number = heading.next.fetch_add(1, Ordering::Relaxed);
     let cell = cell(number);
+    if is_lost(cell) {
+        note_lost(1);
+    }
     cell.state.store(number * 2 + 1, Ordering::Relaxed);
     fence(Ordering::Release);
     for (target, word) in cell.words.iter().zip(record.words()) {
         target.store(word, Ordering::Relaxed);
     }
     cell.state.store(number * 2 + 2, Ordering::Release);
+}
+
+/// Whether what is in a cell was to be stored and is not.
+fn is_lost(cell: &Cell) -> bool {
+    let state = cell.state.load(Ordering::Relaxed);
+    if state == 0 || state % 2 == 1 {
+        return false;
+    }
+    let number = state / 2 - 1;
+    let database = cell.words[offset_of!(Record, database) / 8].load(Ordering::Relaxed) as u32;
+    number >= heading().first.load(Ordering::Relaxed)
+        && cell.stored.load(Ordering::Relaxed) != number
+        && is_kept(database)
+}
+
+fn is_kept(database: u32) -> bool {
+    let now = clock::wall();
+    heading().keepers.iter().any(|keeper| {
+        keeper.database.load(Ordering::Relaxed) == database
+            && keeper.until.load(Ordering::Relaxed) > now
+    })
+}
+
+/// The worker of this database stores what comes, and says so again before this time.
+pub fn keep(database: u32, until: i64) {
+    let keepers = &heading().keepers;
+    let mine = |keeper: &&Keeper| keeper.database.load(Ordering::Relaxed) == database;
+    let now = clock::wall();
+    let free = |keeper: &&Keeper| keeper.until.load(Ordering::Relaxed) < now;
+    // Two that take the same place at the same time come again.
+    if let Some(keeper) = keepers
+        .iter()
+        .find(mine)
+        .or_else(|| keepers.iter().find(free))
+    {
+        keeper.database.store(database, Ordering::Relaxed);
+        keeper.until.store(until, Ordering::Relaxed);
+    }
+}
+
+/// A record is on disk.
+pub fn note_stored(number: u64) {
+    cell(number).stored.store(number, Ordering::Relaxed);
+}
+
+/// Whether a record is still being written, or about to be.
+pub fn is_pending(number: u64) -> bool {
+    cell(number).state.load(Ordering::Acquire) < number * 2 + 2
 }
 
 /// The number of the next record.
@@ -311,7 +385,11 @@ pub fn oldest() -> u64 {
     next()
         .saturating_sub(capacity())
         .max(heading().first.load(Ordering::Relaxed))
-        .max(1)
+}
+
+/// The number of this run's first record.
+pub fn base() -> u64 {
+    heading().base.load(Ordering::Relaxed)
 }
 
 /// A record, where it is whole.
@@ -385,7 +463,7 @@ pub fn losses() -> (u64, u64) {
     )
 }
 
-/// When the ring was made: numbers begin anew with a server that starts.
+/// When the ring was made.
 pub fn started_at() -> i64 {
     heading().started_at.load(Ordering::Relaxed)
 }

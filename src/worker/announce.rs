@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::ingest;
 use crate::pg::hooks::{self, Listeners};
+use crate::pg::transaction;
 use crate::pg::{catalog, identity, signal};
 use crate::settings;
 use crate::shmem::{self, jobs, queue, workers};
@@ -25,6 +26,20 @@ static HOLDING: AtomicBool = AtomicBool::new(false);
 /// How long DROP DATABASE and the like wait for the worker to leave; the server itself waits 5 s for others.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The part of the events of transactions that workers need.
+pub struct Transactions;
+
+impl transaction::Listener for Transactions {
+    #[inline]
+    fn has_news() -> bool {
+        AT_COMMIT.load(Ordering::Relaxed) != 0 || HOLDING.load(Ordering::Relaxed)
+    }
+
+    fn event(event: transaction::Event) {
+        hooks::transaction_event(event);
+    }
+}
+
 pub fn install() {
     hooks::install(Listeners {
         database_command: keep_worker_away,
@@ -32,7 +47,6 @@ pub fn install() {
         swept_away: || Error::SweptAway.raise(),
         extension,
         databases_changed,
-        has_news: || AT_COMMIT.load(Ordering::Relaxed) != 0 || HOLDING.load(Ordering::Relaxed),
         transaction_end,
     });
 }

@@ -14,7 +14,7 @@ mod slow_log;
 mod state;
 pub mod task;
 
-pub use announce::{jobs_change_at_commit, want_cycle_at_commit};
+pub use announce::{Transactions, jobs_change_at_commit, want_cycle_at_commit};
 
 /// Registers what only the postmaster can register, while it preloads the library.
 pub fn init() {

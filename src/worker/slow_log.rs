@@ -4,24 +4,32 @@ use crate::error::Result;
 use crate::partition::managed::as_extension_owner;
 use crate::pg::{clock, identity, spi, xact};
 use crate::settings;
-use crate::shmem::slow_ring;
+use crate::shmem::{slow_ring, workers};
 use std::time::{Duration, Instant};
 
-/// Records of one look.
+/// Records that are stored in one transaction.
 const BATCH: u64 = 500;
-/// A record that is still not whole when so many newer ones are never will be.
+/// Transactions of one look.
+const BATCHES: usize = 20;
+/// A record that is still being written when so many newer ones are there never will be.
 const PATIENCE: u64 = 64;
 const HISTORY_DAYS: i32 = 30;
 const DAY_MICROS: i64 = 86_400_000_000;
-
-/// Between two looks at what has come.
+/// Days for which there are partitions before they begin.
+const DAYS_AHEAD: i32 = 3;
+/// Between two looks at what has come, and the longest while nothing can be stored.
 const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks for what has expired.
+const UPKEEP: Duration = Duration::from_secs(3_600);
 
 /// What a worker does for the statements of its database.
 pub struct Keeper {
     log: Log,
     looked: Option<Instant>,
-    metrics_due: Instant,
+    pause: Duration,
+    sampled: Option<Instant>,
+    upkept: Option<Instant>,
 }
 
 impl Keeper {
@@ -29,37 +37,44 @@ impl Keeper {
         Self {
             log: Log::default(),
             looked: None,
-            metrics_due: Instant::now(),
+            pause: PAUSE,
+            sampled: None,
+            upkept: None,
         }
     }
 
     /// Stores what is due. Returns when the next look is.
     pub fn tend(&mut self, note: impl Fn(Result<()>)) -> Instant {
+        let interval = settings::metrics_interval();
+        let counted_on = i64::try_from((interval * 2 + LONGEST_PAUSE).as_micros()).unwrap_or(0);
+        slow_ring::keep(
+            identity::my_database().to_u32(),
+            clock::wall().saturating_add(counted_on),
+        );
         let now = Instant::now();
-        let mut next = self.metrics_due;
-        if now >= self.metrics_due {
-            self.metrics_due = now + settings::metrics_interval();
-            next = self.metrics_due;
+        let due = |last: Option<Instant>, every: Duration| last.map_or(now, |last| last + every);
+        if due(self.upkept, UPKEEP) <= now {
+            self.upkept = Some(now);
+            upkeep(&note);
+        }
+        if due(self.sampled, interval) <= now {
+            self.sampled = Some(now);
             note(xact::in_transaction(store_metrics));
         }
-        next = next.min(now + settings::metrics_interval());
-        let rests = self.looked.map_or(now, |looked| looked + PAUSE);
-        if now < rests {
-            return if self.log.is_behind() {
-                next.min(rests)
-            } else {
-                next
-            };
-        }
+        let mut next = due(self.sampled, interval).min(due(self.upkept, UPKEEP));
         if self.log.is_behind() {
-            self.looked = Some(now);
-            let outcome = xact::in_transaction(|| self.log.store());
-            if outcome.is_err() {
-                self.log.forget();
+            if due(self.looked, self.pause) <= now {
+                self.looked = Some(now);
+                let outcome = self.log.catch_up();
+                self.pause = if outcome.is_ok() {
+                    PAUSE
+                } else {
+                    (self.pause * 2).min(LONGEST_PAUSE)
+                };
+                note(outcome);
             }
-            note(outcome);
             // What comes meanwhile wakes nobody.
-            next = next.min(now + PAUSE);
+            next = next.min(due(self.looked, self.pause));
         }
         next
     }
@@ -69,151 +84,209 @@ impl Keeper {
 #[derive(Default)]
 struct Log {
     next: Option<u64>,
-    purged: Option<i64>,
+    /// A batch could not be stored: one record is, or is not, at a time.
+    careful: bool,
 }
 
 impl Log {
     /// Whether something has come since the last look.
     fn is_behind(&self) -> bool {
-        self.next != Some(slow_ring::next())
+        self.next.is_none_or(|next| next < slow_ring::next())
     }
 
-    /// Stores what has come. Within a transaction.
-    fn store(&mut self) -> Result<()> {
-        let next = match self.next {
-            Some(next) => next,
-            None => Self::stored_until()? + 1,
-        };
-        let oldest = slow_ring::oldest();
-        if next < oldest && self.next.is_some() {
-            slow_ring::note_lost(oldest - next);
-        }
-        let from = next.max(oldest);
-        let newest = slow_ring::next();
-        let database = identity::my_database().to_u32();
-        let mut until = from;
-        let mut any = false;
-        while until < newest && until - from < BATCH {
-            match slow_ring::read(until) {
-                Some(slow) => any |= slow.record.database == database,
-                None if newest - until > PATIENCE => slow_ring::note_lost(1),
-                None => break,
+    /// Stores what has come. Outside a transaction.
+    fn catch_up(&mut self) -> Result<()> {
+        for _ in 0..BATCHES {
+            let from = match self.next {
+                Some(next) => next,
+                None => xact::in_transaction(stored_until)? + 1,
             }
-            until += 1;
-        }
-        if any {
-            as_extension_owner(|| {
-                make_days()?;
-                spi::execute(
-                    &format!(
-                        "INSERT INTO audit_db.slow_query_log
-                         SELECT * FROM audit_db.slow_query_rows({from}, {until})
-                          WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database()
-                         ON CONFLICT DO NOTHING"
-                    ),
-                    &[],
-                )?;
-                Ok(())
-            })?;
-        }
-        self.next = Some(until);
-        if self
-            .purged
-            .is_none_or(|purged| clock::wall() - purged > DAY_MICROS / 24)
-        {
-            self.purged = Some(clock::wall());
-            as_extension_owner(purge)?;
+            .max(slow_ring::oldest());
+            self.next = Some(from);
+            let (until, mine) = look(from, if self.careful { 1 } else { BATCH });
+            if until == from {
+                break;
+            }
+            if let (Some(first), Some(last)) = (mine.first(), mine.last()) {
+                match xact::in_transaction(|| store(*first, *last + 1)) {
+                    Ok(()) => {}
+                    // It is not the records: they are stored later.
+                    Err(error) if error.is_transient() => return Err(error),
+                    Err(error) if !self.careful => {
+                        self.careful = true;
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        slow_ring::note_lost(mine.len() as u64);
+                        self.next = Some(until);
+                        mine.into_iter().for_each(slow_ring::note_stored);
+                        return Err(error);
+                    }
+                }
+                mine.into_iter().for_each(slow_ring::note_stored);
+            }
+            self.next = Some(until);
+            if until == slow_ring::next() {
+                self.careful = false;
+                break;
+            }
         }
         Ok(())
     }
-
-    /// What a transaction that was rolled back had stored is to be stored again.
-    fn forget(&mut self) {
-        self.next = None;
-    }
-
-    /// The last record of this server's run that is in the table.
-    fn stored_until() -> Result<u64> {
-        let last = spi::rows(
-            &format!(
-                "SELECT max(sequence) FROM audit_db.slow_query_log
-                  WHERE captured_at >= timestamptz 'epoch' + {}::bigint * interval '1 microsecond'",
-                slow_ring::started_at() + clock::EPOCH_SECONDS * 1_000_000
-            ),
-            &[],
-            |row| row.get::<i64>(1),
-        )?;
-        Ok(last
-            .into_iter()
-            .flatten()
-            .next()
-            .and_then(|last| u64::try_from(last).ok())
-            .unwrap_or(0))
-    }
 }
 
-/// Partitions for the days of yesterday to tomorrow: a record can be a little older than its storing.
-fn make_days() -> Result<()> {
-    for name in missing_days()? {
-        // Members of the extension: pg_dump leaves them out, and DROP EXTENSION takes them.
+/// How far records can be read from a number on, and which of them are this database's.
+fn look(from: u64, most: u64) -> (u64, Vec<u64>) {
+    let newest = slow_ring::next();
+    let patience = PATIENCE.min(slow_ring::capacity() / 2);
+    let database = identity::my_database().to_u32();
+    let too_old =
+        clock::wall() - i64::try_from(settings::slow_query_retention().as_micros()).unwrap_or(0);
+    let mut mine = Vec::new();
+    let mut until = from;
+    while until < newest && (mine.len() as u64) < most {
+        match slow_ring::read(until) {
+            Some(slow) if slow.record.database == database && slow.record.captured_at > too_old => {
+                mine.push(until);
+            }
+            Some(_) => {}
+            None if slow_ring::is_pending(until) && newest - until <= patience => break,
+            None => {}
+        }
+        until += 1;
+    }
+    (until, mine)
+}
+
+/// Stores records of this database. Within a transaction.
+fn store(from: u64, until: u64) -> Result<()> {
+    as_extension_owner(|| {
+        make_days(&format!(
+            "SELECT DISTINCT date_trunc('day', captured_at AT TIME ZONE 'UTC')
+               FROM audit_db.slow_query_rows({from}, {until}) WHERE database = current_database()"
+        ))?;
         spi::execute(
             &format!(
-                "CREATE TABLE audit_db.{name} PARTITION OF audit_db.slow_query_log
-                 FOR VALUES FROM ('{from} 00:00:00+00') TO ('{to} 00:00:00+00')",
-                name = name.0,
-                from = name.1,
-                to = name.2
+                "INSERT INTO audit_db.slow_query_log
+                 SELECT * FROM audit_db.slow_query_rows({from}, {until})
+                  WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database()
+                 ON CONFLICT DO NOTHING"
             ),
             &[],
         )?;
-        spi::execute(
-            &format!("ALTER EXTENSION audit_db ADD TABLE audit_db.{}", name.0),
-            &[],
-        )?;
+        Ok(())
+    })
+}
+
+/// The last record of this server's run that is in the table, or the one before the first.
+fn stored_until() -> Result<u64> {
+    let (base, next) = (slow_ring::base(), slow_ring::next());
+    let last = spi::rows(
+        &format!(
+            "SELECT max(sequence) FROM audit_db.slow_query_log
+              WHERE captured_at >= timestamptz 'epoch' + {}::bigint * interval '1 microsecond' AND sequence >= {base} AND sequence < {next}",
+            slow_ring::started_at() - DAY_MICROS + clock::EPOCH_SECONDS * 1_000_000
+        ),
+        &[],
+        |row| row.get::<i64>(1),
+    )?;
+    Ok(last
+        .into_iter()
+        .flatten()
+        .next()
+        .and_then(|last| u64::try_from(last).ok())
+        .unwrap_or(base - 1))
+}
+
+/// Makes the coming days, and drops what has expired; one does not depend on the other.
+fn upkeep(note: &impl Fn(Result<()>)) {
+    note(xact::in_transaction(|| {
+        as_extension_owner(|| {
+            make_days(&format!(
+                "SELECT date_trunc('day', now() AT TIME ZONE 'UTC') + day * interval '1 day'
+                   FROM generate_series(0, {DAYS_AHEAD}) AS day"
+            ))
+        })
+    }));
+    // As for audit tables: a clock that was moved drops nothing.
+    if workers::clock_jump(identity::my_database(), clock::reading()).is_some() {
+        return;
+    }
+    match xact::in_transaction(expired_days) {
+        Ok(days) => {
+            for day in days.iter().take(settings::max_partitions_dropped()) {
+                note(xact::in_transaction(|| {
+                    as_extension_owner(|| drop_day(day))
+                }));
+            }
+        }
+        Err(error) => note(Err(error)),
+    }
+    note(xact::in_transaction(|| {
+        as_extension_owner(|| {
+            spi::execute(
+                &format!(
+                    "DELETE FROM audit_db.metrics_history WHERE sampled_at < now() - {HISTORY_DAYS} * interval '1 day'"
+                ),
+                &[],
+            )?;
+            Ok(())
+        })
+    }));
+}
+
+/// Partitions for those of these days that have none.
+fn make_days(days: &str) -> Result<()> {
+    let missing = spi::rows(
+        &format!(
+            "SELECT 'slow_query_log_' || to_char(day, 'YYYY_MM_DD'), to_char(day, 'YYYY-MM-DD'), to_char(day + interval '1 day', 'YYYY-MM-DD')
+               FROM ({days}) AS d (day) WHERE to_regclass('audit_db.slow_query_log_' || to_char(day, 'YYYY_MM_DD')) IS NULL"
+        ),
+        &[],
+        |row| Ok((row.get::<String>(1)?, row.get::<String>(2)?, row.get::<String>(3)?)),
+    )?;
+    for day in missing {
+        let (Some(name), Some(from), Some(to)) = day else {
+            continue;
+        };
+        // Attached, so that who reads the log is not in the way. Members of the extension: pg_dump leaves them out, and
+        // DROP EXTENSION takes them.
+        for statement in [
+            format!("CREATE TABLE audit_db.{name} (LIKE audit_db.slow_query_log INCLUDING ALL)"),
+            format!(
+                "ALTER TABLE audit_db.slow_query_log ATTACH PARTITION audit_db.{name}
+                 FOR VALUES FROM ('{from} 00:00:00+00') TO ('{to} 00:00:00+00')"
+            ),
+            format!("ALTER EXTENSION audit_db ADD TABLE audit_db.{name}"),
+        ] {
+            spi::execute(&statement, &[])?;
+        }
     }
     Ok(())
 }
 
-fn missing_days() -> Result<Vec<(String, String, String)>> {
-    let rows = spi::rows(
-        "SELECT 'slow_query_log_' || to_char(day, 'YYYY_MM_DD'), to_char(day, 'YYYY-MM-DD'), to_char(day + interval '1 day', 'YYYY-MM-DD')
-           FROM generate_series(date_trunc('day', now() AT TIME ZONE 'UTC') - interval '1 day',
-                                date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day', interval '1 day') AS day
-          WHERE to_regclass('audit_db.slow_query_log_' || to_char(day, 'YYYY_MM_DD')) IS NULL",
-        &[],
-        |row| Ok((row.get::<String>(1)?, row.get::<String>(2)?, row.get::<String>(3)?)),
-    )?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|(name, from, to)| Some((name?, from?, to?)))
-        .collect())
-}
-
-/// Drops the days that are over.
-fn purge() -> Result<()> {
+/// The days that are over, the oldest first.
+fn expired_days() -> Result<Vec<String>> {
     let minutes = settings::slow_query_retention().as_secs() / 60;
-    let expired = spi::rows(
+    let days = spi::rows(
         &format!(
             "SELECT c.relname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
               WHERE i.inhparent = 'audit_db.slow_query_log'::regclass AND c.relname ~ '^slow_query_log_\\d{{4}}_\\d\\d_\\d\\d$'
-                AND to_date(right(c.relname, 10), 'YYYY_MM_DD') + 1 < (now() AT TIME ZONE 'UTC') - {minutes}::bigint * interval '1 minute'"
+                AND to_date(right(c.relname, 10), 'YYYY_MM_DD') + 1 < (now() AT TIME ZONE 'UTC') - {minutes}::bigint * interval '1 minute'
+              ORDER BY 1"
         ),
         &[],
         |row| row.get::<String>(1),
     )?;
-    for name in expired.into_iter().flatten() {
-        spi::execute(
-            &format!("ALTER EXTENSION audit_db DROP TABLE audit_db.{name}"),
-            &[],
-        )?;
-        spi::execute(&format!("DROP TABLE audit_db.{name}"), &[])?;
-    }
+    Ok(days.into_iter().flatten().collect())
+}
+
+fn drop_day(name: &str) -> Result<()> {
     spi::execute(
-        &format!(
-            "DELETE FROM audit_db.metrics_history WHERE sampled_at < now() - {HISTORY_DAYS} * interval '1 day'"
-        ),
+        &format!("ALTER EXTENSION audit_db DROP TABLE audit_db.{name}"),
         &[],
     )?;
+    spi::execute(&format!("DROP TABLE audit_db.{name}"), &[])?;
     Ok(())
 }
 

@@ -9,6 +9,8 @@ const OCTAVES: usize = 35;
 const PARTS: usize = 4;
 /// What is shorter than the first octave, the octaves, and what is longer than the last one.
 pub const BUCKETS: usize = 1 + OCTAVES * PARTS + 1;
+/// Durations from here on, in nanoseconds, are not told apart.
+pub const LONGEST: u64 = 1 << (FIRST_OCTAVE as usize + OCTAVES);
 /// A quantile lies within this part of the exact one: the widest bucket reaches from 4/4 to 5/4, and its geometric middle is
 /// √(5/4) away from both ends. Durations below 512 ns are not told apart.
 pub const RELATIVE_ERROR: f64 = 0.119;

@@ -2,7 +2,7 @@
 
 use super::{AREA, BASE_LOCK, BUCKETS, heading, shard};
 use crate::pg::shmem;
-use audit_db_core::histogram::quantile;
+use audit_db_core::histogram::{LONGEST, quantile};
 use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering;
 
@@ -40,8 +40,9 @@ impl Totals {
         let mut all = Self::NONE;
         for place in 0..shmem::max_backends() {
             let shard = shard::at(place);
+            // A backend counts the statement first, then its failure.
+            all.failed += shard.failed.load(Ordering::Acquire);
             all.statements += shard.statements.load(Ordering::Relaxed);
-            all.failed += shard.failed.load(Ordering::Relaxed);
             all.slow += shard.slow.load(Ordering::Relaxed);
             all.untracked += shard.untracked.load(Ordering::Relaxed);
             all.nanoseconds += shard.nanoseconds.load(Ordering::Relaxed);
@@ -66,7 +67,7 @@ impl Totals {
 
     /// In nanoseconds; `None`: there was no statement.
     pub fn quantile(&self, part: f64) -> Option<f64> {
-        quantile(&self.histogram, part, 0, u64::MAX)
+        quantile(&self.histogram, part, 0, LONGEST)
     }
 }
 
