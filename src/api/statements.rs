@@ -2,6 +2,7 @@
 
 use crate::capture::{self, Part};
 use crate::error::{Error, Result, or_raise};
+use crate::pg::session::printable;
 use crate::settings;
 use crate::shmem;
 use crate::shmem::slow_ring::{self, Slow};
@@ -36,7 +37,7 @@ fn text(field: &[u8]) -> Option<String> {
         .iter()
         .position(|byte| *byte == 0)
         .unwrap_or(field.len());
-    (end > 0).then(|| String::from_utf8_lossy(&field[..end]).into_owned())
+    (end > 0).then(|| printable(String::from_utf8_lossy(&field[..end]).into_owned()))
 }
 
 /// The five characters of a packed SQLSTATE.
@@ -125,7 +126,7 @@ fn slow_row(slow: Slow) -> SlowRow {
         time(record.captured_at),
         big(slow.number),
         (record.query_id != 0).then_some(record.query_id as i64),
-        slow.query,
+        slow.query.map(printable),
         Oid::from(record.database),
         Oid::from(record.role),
         text(&record.application_name),
@@ -136,8 +137,8 @@ fn slow_row(slow: Slow) -> SlowRow {
         big(record.rows),
         record.blocks.iter().map(|blocks| big(*blocks)).collect(),
         big(record.wal_bytes),
-        slow.parameters,
-        slow.plan,
+        slow.parameters.map(printable),
+        slow.plan.map(printable),
         record.status().name(),
         sqlstate(record.sqlstate),
         i32::try_from(record.level).unwrap_or(i32::MAX),
@@ -251,7 +252,7 @@ fn statistics_row(
     ];
     (
         one.key.query as i64,
-        one.text.clone(),
+        one.text.clone().map(printable),
         Oid::from(one.key.database),
         Oid::from(one.key.role),
         one.key.top_level,

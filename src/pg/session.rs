@@ -62,3 +62,15 @@ fn client_address() -> Option<CString> {
         Some(CStr::from_ptr(text).to_owned())
     }
 }
+
+/// A text that may come from another database, for this one: what its encoding may not have is a question mark.
+pub fn printable(text: String) -> String {
+    // SAFETY: reads a variable.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    if encoding == pg_sys::pg_enc::PG_UTF8 as i32 || text.is_ascii() {
+        return text;
+    }
+    text.chars()
+        .map(|one| if one.is_ascii() { one } else { '?' })
+        .collect()
+}

@@ -61,22 +61,23 @@ impl Keeper {
             self.sampled = Some(now);
             note(xact::in_transaction(store_metrics));
         }
-        let mut next = due(self.sampled, interval).min(due(self.upkept, UPKEEP));
-        if self.log.is_behind() {
-            if due(self.looked, self.pause) <= now {
-                self.looked = Some(now);
-                let outcome = self.log.catch_up();
-                self.pause = if outcome.is_ok() {
-                    PAUSE
-                } else {
-                    (self.pause * 2).min(LONGEST_PAUSE)
-                };
-                note(outcome);
-            }
-            // What comes meanwhile wakes nobody.
-            next = next.min(due(self.looked, self.pause));
+        let next = due(self.sampled, interval).min(due(self.upkept, UPKEEP));
+        if self.log.is_behind() && due(self.looked, self.pause) <= now {
+            self.looked = Some(now);
+            let outcome = self.log.catch_up();
+            self.pause = if outcome.is_ok() {
+                PAUSE
+            } else {
+                (self.pause * 2).min(LONGEST_PAUSE)
+            };
+            note(outcome);
         }
-        next
+        // What comes soon after something has come wakes nobody.
+        match self.looked {
+            Some(looked) if looked + self.pause > now => next.min(looked + self.pause),
+            _ if self.log.is_behind() => now + PAUSE,
+            _ => next,
+        }
     }
 }
 

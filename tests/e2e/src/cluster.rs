@@ -253,7 +253,7 @@ impl Cluster {
 
     /// Sends a signal, by its short name, to a process of the server.
     pub fn signal(&self, name: &str, pid: u32) {
-        tools::run(tools::command("pg_ctl").args(["kill", name, &pid.to_string()]));
+        tools::run(tools::command_elsewhere("sh").args(["-c", &format!("kill -s {name} {pid}")]));
     }
 
     fn config(&self, database: &str, user: &str) -> Config {
