@@ -267,8 +267,8 @@ impl State {
             return None;
         }
         // The postmaster's children inherit what it finds.
-        self.mine = Some(Mine::new()?);
         (self.pid, self.database) = hooks::who();
+        self.mine = Some(Mine::new(self.pid, self.database)?);
         self.random = clock::monotonic() ^ (self.pid as u64) << 32 | 1;
         self.mine
     }
@@ -388,7 +388,7 @@ impl State {
         self.level += 1;
         if depth == 0 {
             hooks::watch_errors();
-            mine.begin(frame.since, self.pid, self.database, frame.role);
+            mine.begin(frame.since, frame.role);
         }
         depth as u32
     }
@@ -914,8 +914,8 @@ impl Listener for Statements {
     #[inline]
     fn has_open() -> bool {
         let state = state();
-        // A call that is going on has a frame, and a subtransaction that ends says so itself.
-        state.used != 0 || state.failed != 0 || state.unfollowed != 0 || state.level != 0
+        // A call that is going on has a frame; a subtransaction that ends says so itself; what failed before it ran has failed.
+        state.used != 0 || state.failed != 0 || state.level != 0
     }
 
     fn transaction_ends(committed: bool) {

@@ -9,7 +9,7 @@ use crate::settings;
 use crate::shmem::{self, jobs, queue, workers};
 use pgrx::pg_sys::Oid;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// What this transaction tells when it commits.
@@ -19,9 +19,8 @@ const EXTENSION_DROPPED: u8 = 2;
 const DATABASES_CHANGED: u8 = 4;
 const CYCLE_WANTED: u8 = 8;
 const JOBS_CHANGED: u8 = 16;
-
-/// Whether this session keeps a worker out of its database.
-static HOLDING: AtomicBool = AtomicBool::new(false);
+/// This session keeps a worker out of its database; not only until it commits.
+const HOLDING: u8 = 32;
 
 /// How long DROP DATABASE and the like wait for the worker to leave; the server itself waits 5 s for others.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +31,7 @@ pub struct Transactions;
 impl transaction::Listener for Transactions {
     #[inline]
     fn has_news() -> bool {
-        AT_COMMIT.load(Ordering::Relaxed) != 0 || HOLDING.load(Ordering::Relaxed)
+        AT_COMMIT.load(Ordering::Relaxed) != 0
     }
 
     fn event(event: transaction::Event) {
@@ -92,7 +91,7 @@ fn keep_worker_away(name: &CStr) {
         workers::wake(database, false);
         queue::wait_for_flush(queued, settings::shutdown_drain_timeout());
     }
-    HOLDING.store(true, Ordering::Relaxed);
+    AT_COMMIT.fetch_or(HOLDING, Ordering::Relaxed);
     for pid in workers::hold(database, signal::my_pid()) {
         signal::terminate(pid);
     }
@@ -134,7 +133,7 @@ fn prepare_drop() {
         error.warn();
     }
     let database = identity::my_database();
-    HOLDING.store(true, Ordering::Relaxed);
+    AT_COMMIT.fetch_or(HOLDING, Ordering::Relaxed);
     signal::terminate(workers::hold_slow(database, signal::my_pid()));
     terminate_jobs(database);
     wait_until_left(LEAVE_TIMEOUT, || {
@@ -150,11 +149,11 @@ fn wait_until_left(timeout: Duration, left: impl Fn() -> bool) {
 }
 
 fn transaction_end(committed: bool) {
-    if HOLDING.swap(false, Ordering::Relaxed) {
+    let news = AT_COMMIT.swap(0, Ordering::Relaxed);
+    if news & HOLDING != 0 {
         workers::release(signal::my_pid());
     }
-    let news = AT_COMMIT.swap(0, Ordering::Relaxed);
-    if news == 0 || !committed {
+    if news & !HOLDING == 0 || !committed {
         return;
     }
     let database = identity::my_database();

@@ -336,9 +336,7 @@ pub struct Running {
 }
 
 impl Shard {
-    pub fn begin(&self, now: u64, pid: i32, database: u32, role: u32) {
-        self.pid.store(pid as u32, Ordering::Relaxed);
-        self.database.store(database, Ordering::Relaxed);
+    pub fn begin(&self, now: u64, role: u32) {
         self.role.store(role, Ordering::Relaxed);
         self.running_since.store(now, Ordering::Release);
     }
@@ -425,17 +423,22 @@ pub struct Mine {
 
 impl Mine {
     /// `None`: this process has no place among those that can be connected to a database.
-    pub fn new() -> Option<Self> {
+    pub fn new(pid: i32, database: u32) -> Option<Self> {
         let place = shmem::my_place_if_any()?;
-        (place < shmem::max_backends()).then(|| Self {
-            place,
-            shard: at(place),
-        })
+        if place >= shmem::max_backends() {
+            return None;
+        }
+        let shard = at(place);
+        // What the one before left running, if it was killed.
+        shard.end();
+        shard.pid.store(pid as u32, Ordering::Relaxed);
+        shard.database.store(database, Ordering::Relaxed);
+        Some(Self { place, shard })
     }
 
     #[inline]
-    pub fn begin(self, now: u64, pid: i32, database: u32, role: u32) {
-        self.shard.begin(now, pid, database, role);
+    pub fn begin(self, now: u64, role: u32) {
+        self.shard.begin(now, role);
     }
 
     #[inline]
