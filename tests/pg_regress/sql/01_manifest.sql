@@ -5,6 +5,11 @@ LOAD 'audit_db';
 \pset format unaligned
 \pset tuples_only on
 
+-- The days of the log come and go.
+CREATE TEMP VIEW members AS
+SELECT * FROM pg_depend
+ WHERE NOT (classid = 'pg_class'::regclass AND objid IN (SELECT oid FROM pg_class WHERE relname ~ '^slow_query_log_\d'));
+
 -- Privileges of others than the owner.
 CREATE FUNCTION pg_temp.granted(acl aclitem[], owner oid) RETURNS text LANGUAGE sql AS $$
     SELECT string_agg(format('%s to %s', privilege_type, grantee), ', ' ORDER BY grantee COLLATE "C", privilege_type)
@@ -14,13 +19,13 @@ $$;
 
 \echo 'kinds of objects'
 SELECT (pg_identify_object(classid, objid, 0)).type, count(*)
-  FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+  FROM members d JOIN pg_extension e ON e.oid = d.refobjid
  WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'audit_db'
  GROUP BY 1 ORDER BY 1;
 
 \echo 'objects outside the schema'
 SELECT o.type, o.identity
-  FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid, pg_identify_object(d.classid, d.objid, 0) o
+  FROM members d JOIN pg_extension e ON e.oid = d.refobjid, pg_identify_object(d.classid, d.objid, 0) o
  WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'audit_db'
    AND o.schema IS DISTINCT FROM 'audit_db' AND o.identity <> 'audit_db'
    AND o.identity NOT LIKE 'audit_db.%';
@@ -38,7 +43,7 @@ SELECT p.oid::regprocedure,
            array_to_string(p.proconfig, ', ')),
        E'\n  ' || coalesce(pg_temp.granted(coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner), 'owner only')
   FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-  JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+  JOIN members d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
   JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'audit_db'
  ORDER BY p.proname COLLATE "C", p.pronargs;
 
@@ -47,14 +52,14 @@ SELECT c.oid::regclass, CASE c.relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view
        coalesce(array_to_string(c.reloptions, ','), '-'),
        coalesce(pg_temp.granted(c.relacl, c.relowner), 'owner only')
   FROM pg_class c
-  JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+  JOIN members d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
   JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'audit_db'
  ORDER BY c.relname COLLATE "C";
 
 \echo 'columns'
 SELECT c.oid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'not null' END
   FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
- WHERE c.relnamespace = 'audit_db'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.relnamespace = 'audit_db'::regnamespace AND c.relname !~ '^slow_query_log_\d' AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY c.relname COLLATE "C", a.attnum;
 
 \echo 'schema'
@@ -75,7 +80,7 @@ SELECT p.oid::regproc, obj_description(p.oid, 'pg_proc')
 
 \echo 'objects without a comment: none'
 SELECT o.type, o.identity
-  FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid, pg_identify_object(d.classid, d.objid, 0) o
+  FROM members d JOIN pg_extension e ON e.oid = d.refobjid, pg_identify_object(d.classid, d.objid, 0) o
  WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'audit_db'
    AND o.type IN ('function', 'procedure', 'aggregate', 'view', 'table', 'type', 'schema')
    AND NOT (o.type = 'type' AND EXISTS (SELECT FROM pg_type t WHERE t.oid = d.objid AND (t.typrelid <> 0 OR t.typelem <> 0)))
@@ -84,7 +89,7 @@ SELECT o.type, o.identity
 \echo 'columns without a comment: none'
 SELECT c.oid::regclass, a.attname
   FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-  JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+  JOIN members d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
   JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'audit_db'
  WHERE c.relkind IN ('r', 'v', 'p', 'm') AND a.attnum > 0 AND NOT a.attisdropped
    AND coalesce(col_description(c.oid, a.attnum), '') = ''
@@ -96,7 +101,7 @@ SELECT name FROM pg_settings
 
 \echo 'functions that everybody may execute: none but those that check the right to what they touch'
 SELECT p.oid::regprocedure
-  FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+  FROM pg_proc p JOIN members d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
   JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'audit_db'
  WHERE has_function_privilege('public', p.oid, 'EXECUTE') ORDER BY p.oid::regprocedure::text COLLATE "C";
 
