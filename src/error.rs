@@ -1,8 +1,10 @@
 //! Every error that audit_db raises: its SQLSTATE, message, DETAIL and HINT. The only place that raises.
 
+mod cache;
 mod events;
 mod jobs;
 
+pub use cache::CacheError;
 pub use events::EventError;
 pub use jobs::{Ending, JobError};
 
@@ -21,6 +23,7 @@ pub enum Error {
     Event(EventError),
     /// About jobs; see there.
     Job(JobError),
+    Cache(CacheError),
     NotPreloaded {
         what: &'static str,
     },
@@ -285,6 +288,7 @@ impl Error {
             ),
             Self::Event(error) => error.parts(),
             Self::Job(error) => error.parts(),
+            Self::Cache(error) => error.parts(),
             Self::NotPreloaded { what } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("{what} needs audit_db to be preloaded"),

@@ -4,6 +4,7 @@
 use pgrx::prelude::*;
 
 mod api;
+mod cache;
 mod capture;
 mod error;
 mod ingest;
@@ -34,11 +35,8 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["events"]);
 extension_sql_file!("../sql/capture.sql", name = "capture", requires = ["jobs"]);
-extension_sql_file!(
-    "../sql/workers.sql",
-    name = "workers",
-    requires = ["capture"]
-);
+extension_sql_file!("../sql/cache.sql", name = "cache", requires = ["capture"]);
+extension_sql_file!("../sql/workers.sql", name = "workers", requires = ["cache"]);
 
 /// Called when the library is loaded: by the postmaster (preloaded), or by the first session that needs it.
 #[pg_guard]
@@ -50,13 +48,14 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     pg::row_trigger::install(api::capture_change);
     pg::event_functions::install(api::log_event, api::log_events);
+    pg::cached_functions::install(api::CACHED_FUNCTIONS);
     if !pg::is_preloading() {
         return;
     }
     settings::define_for_start();
     settings::reserve_prefix();
     shmem::request();
-    pg::transaction::install::<capture::Transactions, worker::Transactions>();
+    pg::transaction::install::<capture::Transactions, worker::Transactions, cache::Transactions>();
     capture::install();
     worker::init();
 }

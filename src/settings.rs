@@ -38,6 +38,11 @@ static SLOW_QUERY_SAMPLE_RATE: GucSetting<f64> = GucSetting::<f64>::new(1.0);
 static SLOW_QUERY_PLAN: GucSetting<Plans> = GucSetting::<Plans>::new(Plans::On);
 static SLOW_QUERY_PARAMETERS: GucSetting<Parameters> =
     GucSetting::<Parameters>::new(Parameters::None);
+static CACHE_MODE: GucSetting<CacheMode> = GucSetting::<CacheMode>::new(CacheMode::Explicit);
+static CACHE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
+static CACHE_MAX_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static CACHE_DEFAULT_TTL: GucSetting<i32> = GucSetting::<i32>::new(15 * 60 * 1_000);
+static CACHE_MAX_RESULT_SIZE: GucSetting<f64> = GucSetting::<f64>::new(0.05);
 static SLOW_QUERY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static SLOW_QUERY_RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8_192);
 static QUERY_STATS: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -55,6 +60,17 @@ pub enum Plans {
     /// And what really happened, of statements that were slow before.
     #[name = c"analyze"]
     Analyze,
+}
+
+/// Who is answered from the result cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum CacheMode {
+    /// Nobody: the functions run their queries.
+    #[name = c"off"]
+    Off,
+    /// Who calls the functions.
+    #[name = c"explicit"]
+    Explicit,
 }
 
 /// What is kept of the parameters and constants of slow statements.
@@ -102,6 +118,7 @@ const DEFAULT_MAX_FUTURE: Span = Span::months(13);
 
 /// Declares the settings of the server's start. Only while libraries are preloaded: later it would end the session.
 pub fn define_for_start() {
+    define_cache_for_start();
     GucRegistry::define_int_guc(
         c"audit_db.queue_size",
         c"Shared memory for events that wait to be stored.",
@@ -130,6 +147,60 @@ pub fn define_for_start() {
         100,
         1_000_000,
         GucContext::Postmaster,
+        GucFlags::default(),
+    );
+}
+
+fn define_cache_for_start() {
+    GucRegistry::define_int_guc(
+        c"audit_db.cache_size",
+        c"Memory for stored results.",
+        c"Fixed while the server runs.",
+        &CACHE_SIZE,
+        1 << 10,
+        i32::MAX,
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.cache_max_entries",
+        c"Number of results that can be stored.",
+        c"Those that are worth least make room for others.",
+        &CACHE_MAX_ENTRIES,
+        1_024,
+        10_000_000,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+}
+
+fn define_cache() {
+    GucRegistry::define_enum_guc(
+        c"audit_db.cache_mode",
+        c"Who is answered from the result cache.",
+        c"off: nobody, cached_query and cached_json run their queries; explicit: who calls these functions.",
+        &CACHE_MODE,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"audit_db.cache_default_ttl",
+        c"How old a result may be where neither the call nor its type says so.",
+        c"For results that are not compared with the caller's snapshot.",
+        &CACHE_DEFAULT_TTL,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_float_guc(
+        c"audit_db.cache_max_result_size",
+        c"The part of the cache that one result may take.",
+        c"A larger one is returned and not stored.",
+        &CACHE_MAX_RESULT_SIZE,
+        0.0,
+        1.0,
+        GucContext::Sighup,
         GucFlags::default(),
     );
 }
@@ -252,6 +323,7 @@ pub fn define() {
     );
     define_jobs();
     define_capture();
+    define_cache();
 }
 
 fn define_jobs() {
@@ -537,6 +609,28 @@ pub fn slow_query_sample_rate() -> f64 {
 #[inline]
 pub fn slow_query_plan() -> Plans {
     Plans::from_ordinal(read(&SLOW_QUERY_PLAN))
+}
+
+pub fn cache_mode() -> CacheMode {
+    CACHE_MODE.get()
+}
+
+/// In bytes.
+pub fn cache_size() -> usize {
+    usize::try_from(CACHE_SIZE.get()).unwrap_or(0) * 1_024
+}
+
+pub fn cache_max_entries() -> usize {
+    usize::try_from(CACHE_MAX_ENTRIES.get()).unwrap_or(0)
+}
+
+pub fn cache_default_ttl() -> Duration {
+    milliseconds(CACHE_DEFAULT_TTL.get())
+}
+
+/// A part of the cache.
+pub fn cache_max_result_size() -> f64 {
+    CACHE_MAX_RESULT_SIZE.get()
 }
 
 pub fn slow_query_parameters() -> Parameters {

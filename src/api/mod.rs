@@ -2,6 +2,7 @@
 //! by hand in `sql/`.
 
 mod audit_log;
+mod cache;
 mod capture;
 mod events;
 mod expire;
@@ -12,6 +13,7 @@ mod partitions;
 mod statements;
 mod workers;
 
+pub use cache::HANDLERS as CACHED_FUNCTIONS;
 pub use capture::capture_change;
 pub use events::{log_event, log_events};
 

@@ -174,3 +174,84 @@ pub(super) type SignalHandler = unsafe extern "C-unwind" fn(std::ffi::c_int);
 pub(super) fn die_handler() -> SignalHandler {
     die
 }
+
+/// Analyses and rewrites a statement whose parameters have the types that it gives them.
+///
+/// # Safety
+/// The statement and its text must be alive; `types` and `count` must be writable.
+pub unsafe fn analyze(
+    raw: *mut pg_sys::RawStmt,
+    text: *const std::ffi::c_char,
+    types: *mut *mut pg_sys::Oid,
+    count: *mut std::ffi::c_int,
+) -> *mut pg_sys::List {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        return pg_sys::pg_rewrite_query(pg_sys::parse_analyze_varparams(raw, text, types, count));
+        #[cfg(not(feature = "pg14"))]
+        return pg_sys::pg_analyze_and_rewrite_varparams(
+            raw,
+            text,
+            types,
+            count,
+            std::ptr::null_mut(),
+        );
+    }
+}
+
+/// Checks what the executor checks of a query's own tables. Raises 42501.
+///
+/// # Safety
+/// The query must be alive.
+pub unsafe fn check_rights(query: *mut pg_sys::Query) {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        pg_sys::ExecCheckRTPerms((*query).rtable, true);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        pg_sys::ExecCheckPermissions((*query).rtable, (*query).rteperminfos, true);
+    }
+}
+
+/// A description of a query that is to run under the active snapshot.
+///
+/// # Safety
+/// All of it must outlive the query.
+pub unsafe fn create_query_desc(
+    plan: *mut pg_sys::PlannedStmt,
+    text: *const std::ffi::c_char,
+    receiver: *mut pg_sys::DestReceiver,
+    values: pg_sys::ParamListInfo,
+) -> *mut pg_sys::QueryDesc {
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::CreateQueryDesc(
+            plan,
+            text,
+            pg_sys::GetActiveSnapshot(),
+            std::ptr::null_mut(),
+            receiver,
+            values,
+            std::ptr::null_mut(),
+            0,
+        )
+    }
+}
+
+/// A column of a row's description.
+///
+/// # Safety
+/// The description must be alive and have so many columns.
+pub unsafe fn column(
+    descriptor: pg_sys::TupleDesc,
+    index: usize,
+) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return (*descriptor).attrs.as_ptr().add(index);
+        #[cfg(feature = "pg18")]
+        return pg_sys::TupleDescAttr(descriptor, index as i32);
+    }
+}

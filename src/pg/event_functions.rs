@@ -84,6 +84,42 @@ unsafe extern "C-unwind" fn handle(call: pg_sys::FunctionCallInfo, which: c_int,
 pub struct Call(pg_sys::FunctionCallInfo);
 
 impl Call {
+    /// # Safety
+    /// The server must have passed it to a function.
+    pub(super) const unsafe fn of(call: pg_sys::FunctionCallInfo) -> Self {
+        Self(call)
+    }
+
+    pub fn boolean(&self, place: usize) -> Option<bool> {
+        self.argument(place).map(|datum| datum.value() != 0)
+    }
+
+    /// Of an argument of type jsonb, its text.
+    pub fn json(&self, place: usize) -> Option<String> {
+        // SAFETY: the argument is of that type.
+        self.argument(place).map(|datum| unsafe {
+            let value = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::Jsonb>();
+            let text = pg_sys::JsonbToCString(
+                std::ptr::null_mut(),
+                &raw mut (*value).root,
+                pgrx::varlena::varsize_any(value.cast()) as i32,
+            );
+            std::ffi::CStr::from_ptr(text)
+                .to_string_lossy()
+                .into_owned()
+        })
+    }
+
+    /// Of an argument of type interval, in seconds; a month has 30 days.
+    pub fn seconds(&self, place: usize) -> Option<f64> {
+        // SAFETY: the argument is of that type.
+        self.argument(place).map(|datum| unsafe {
+            let value = datum.cast_mut_ptr::<pg_sys::Interval>();
+            let days = f64::from((*value).day) + 30.0 * f64::from((*value).month);
+            (*value).time as f64 / 1e6 + days * 86_400.0
+        })
+    }
+
     fn argument(&self, place: usize) -> Option<pg_sys::Datum> {
         // SAFETY: the functions are declared with as many arguments as are asked for.
         let argument = unsafe { *(*self.0).args.as_ptr().add(place) };

@@ -211,3 +211,63 @@ pub fn reload_configuration() {
     // SAFETY: called between transactions by a background worker.
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
 }
+
+unsafe extern "C" {
+    // Not in pgrx's bindings.
+    static bytea_output: c_int;
+    static xmlbinary: c_int;
+    static xmloption: c_int;
+    static locale_monetary: *const c_char;
+    static locale_numeric: *const c_char;
+    static locale_time: *const c_char;
+}
+
+/// Everything that decides how values are read and written: two sessions for which it is the same print the same. Each piece says
+/// how long it is.
+pub fn output_settings(add: &mut impl FnMut(&[u8])) {
+    // SAFETY: reads variables; strings are zero-terminated or null.
+    unsafe {
+        for number in [
+            pg_sys::DateStyle,
+            pg_sys::DateOrder,
+            pg_sys::IntervalStyle,
+            pg_sys::extra_float_digits,
+            bytea_output,
+            xmlbinary,
+            xmloption,
+            c_int::from(pg_sys::Array_nulls),
+            c_int::from(pg_sys::Transform_null_equals),
+            c_int::from(pg_sys::row_security),
+            c_int::from(pg_sys::quote_all_identifiers),
+            c_int::from(pg_sys::standard_conforming_strings),
+        ] {
+            add(&number.to_ne_bytes());
+        }
+        for text in [
+            pg_sys::pg_get_timezone_name(pg_sys::session_timezone),
+            locale_monetary,
+            locale_numeric,
+            locale_time,
+            pg_sys::TSCurrentConfig.cast_const(),
+        ] {
+            add(if text.is_null() {
+                &[]
+            } else {
+                CStr::from_ptr(text).to_bytes()
+            });
+        }
+    }
+}
+
+/// The value of a setting by its name, as current_setting returns it. `None`: there is none.
+pub fn value_of(name: &str) -> Option<String> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: with missing_ok nothing is raised for an unknown name; one that the role may not see raises 42501.
+    unsafe {
+        let value = pg_sys::GetConfigOptionByName(name.as_ptr(), std::ptr::null_mut(), true);
+        if value.is_null() {
+            return None;
+        }
+        Some(CStr::from_ptr(value).to_string_lossy().into_owned())
+    }
+}

@@ -1,7 +1,7 @@
 //! Hooks into other people's statements. They let a statement pass without a guard around it, because a guard copies only part
 //! of an error: nothing with a destructor lives across the call, and what can panic is in a guarded function of its own.
 
-use crate::pg::{compat, transaction};
+use crate::pg::{compat, transaction, writes};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +86,8 @@ unsafe extern "C-unwind" fn process_utility(
         ) {
             before_database_command((*statement).utilityStmt);
         }
+        let changes = writes::changes_of((*statement).utilityStmt);
+        let before = writes::command_begins(changes);
         match PREVIOUS_UTILITY {
             Some(previous) => previous(
                 statement,
@@ -108,6 +110,8 @@ unsafe extern "C-unwind" fn process_utility(
                 completion,
             ),
         }
+        // After an error the end of the transaction does that.
+        writes::command_ends(before);
     }
 }
 

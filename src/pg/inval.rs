@@ -2,7 +2,7 @@
 
 use pgrx::pg_sys;
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// So many changed relations are kept apart; with more all of them count as changed.
 const KEPT: usize = 16;
@@ -25,6 +25,48 @@ pub fn watch_relations() {
             );
         }
     }
+}
+
+/// Counts whatever may have changed what a statement means, or who may run it.
+static MEANINGS: AtomicU64 = AtomicU64::new(1);
+static WATCHING_MEANINGS: AtomicBool = AtomicBool::new(false);
+
+/// A number that is another one when something may have changed what statements mean, or who may run them, since it was asked for.
+pub fn meanings() -> u64 {
+    if !WATCHING_MEANINGS.swap(true, Ordering::Relaxed) {
+        use pg_sys::SysCacheIdentifier as Cache;
+        // SAFETY: the callbacks have the signatures the server asks for; registered once in a process.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(relation_meaning), pg_sys::Datum::null());
+            for cache in [
+                Cache::PROCOID,
+                Cache::TYPEOID,
+                Cache::OPEROID,
+                Cache::NAMESPACEOID,
+                Cache::AUTHOID,
+                Cache::AUTHMEMROLEMEM,
+                Cache::CASTSOURCETARGET,
+                Cache::COLLOID,
+            ] {
+                pg_sys::CacheRegisterSyscacheCallback(
+                    cache as c_int,
+                    Some(meaning),
+                    pg_sys::Datum::null(),
+                );
+            }
+        }
+    }
+    MEANINGS.load(Ordering::Relaxed)
+}
+
+/// Cannot raise or panic.
+unsafe extern "C-unwind" fn meaning(_argument: pg_sys::Datum, _cache: c_int, _hash: u32) {
+    MEANINGS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Cannot raise or panic.
+unsafe extern "C-unwind" fn relation_meaning(_argument: pg_sys::Datum, _relation: pg_sys::Oid) {
+    MEANINGS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Cannot raise or panic.

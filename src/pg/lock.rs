@@ -92,3 +92,42 @@ pub fn table_capacity() -> (i64, i64, i64) {
         )
     }
 }
+
+/// A lock on a number, of its own kind among advisory locks: seen in pg_locks and by the detector of deadlocks, released by an error.
+pub struct NumberLock {
+    tag: pg_sys::LOCKTAG,
+    mode: pg_sys::LOCKMODE,
+}
+
+/// Advisory locks of SQL functions have 1 and 2 there.
+const NUMBER_LOCK: u16 = 3;
+
+impl NumberLock {
+    /// Takes it, alone or with others who share it; `wait` says whether to wait for it.
+    pub fn take(number: u64, alone: bool, wait: bool) -> Option<Self> {
+        // SAFETY: a tag on the stack, which the server copies. A wait can be cancelled.
+        unsafe {
+            let tag = pg_sys::LOCKTAG {
+                locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+                locktag_field2: (number >> 32) as u32,
+                locktag_field3: number as u32,
+                locktag_field4: NUMBER_LOCK,
+                locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+                locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+            };
+            let mode = if alone {
+                pg_sys::ExclusiveLock
+            } else {
+                pg_sys::ShareLock
+            } as pg_sys::LOCKMODE;
+            let result = pg_sys::LockAcquire(&tag, mode, false, !wait);
+            (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL)
+                .then_some(Self { tag, mode })
+        }
+    }
+
+    pub fn release(self) {
+        // SAFETY: taken by this transaction.
+        unsafe { pg_sys::LockRelease(&self.tag, self.mode, false) };
+    }
+}

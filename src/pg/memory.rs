@@ -117,3 +117,20 @@ impl Resources {
         }
     }
 }
+
+/// Gives a value to the current memory context, which drops it when it is freed itself, whatever happens until then.
+pub fn owned_by_context<T>(value: T) -> *mut T {
+    pgrx::PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(value)
+}
+
+/// A part of such a value.
+pub fn field_of<T, F>(value: *mut T, field: impl FnOnce(&mut T) -> &mut F) -> *mut F {
+    // SAFETY: from `owned_by_context`, in the same call.
+    field(unsafe { &mut *value })
+}
+
+/// Does something with such a value.
+pub fn with<T>(value: *mut T, body: impl FnOnce(&mut T)) {
+    // SAFETY: from `owned_by_context`, whose memory lives as long as the call.
+    body(unsafe { &mut *value });
+}

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod analyze;
+pub mod cached_functions;
 pub mod catalog;
 pub mod clock;
 pub mod compat;
@@ -20,6 +21,7 @@ pub mod lock;
 pub mod memory;
 pub mod policy;
 pub mod procedure;
+pub mod query;
 pub mod queue;
 pub mod row_trigger;
 pub mod scanner;
@@ -32,6 +34,7 @@ pub mod statement_hooks;
 pub mod transaction;
 pub mod utility;
 pub mod worker;
+pub mod writes;
 pub mod xact;
 
 /// pg_upgrade runs servers in which nothing of ours must happen.

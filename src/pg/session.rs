@@ -74,3 +74,27 @@ pub fn printable(text: String) -> String {
         .map(|one| if one.is_ascii() { one } else { '?' })
         .collect()
 }
+
+/// The schemas in which names are looked for, in that order; of temporary objects too, where the session has any.
+pub fn search_path() -> Vec<u32> {
+    // SAFETY: a list of numbers in the current memory.
+    unsafe {
+        let list = pg_sys::fetch_search_path(true);
+        if list.is_null() {
+            return Vec::new();
+        }
+        let path = (0..usize::try_from((*list).length).unwrap_or(0))
+            .map(|index| (*(*list).elements.add(index)).oid_value.to_u32())
+            .collect();
+        pg_sys::list_free(list);
+        path
+    }
+}
+
+/// Whether the session has a schema for temporary objects: what a name means can change then without anybody else's doing.
+pub fn has_temporary_objects() -> bool {
+    let (mut schema, mut toast) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+    // SAFETY: reads variables.
+    unsafe { pg_sys::GetTempNamespaceState(&mut schema, &mut toast) };
+    schema != pg_sys::InvalidOid
+}

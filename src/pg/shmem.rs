@@ -55,6 +55,11 @@ impl Area {
         self.acquire(index, pg_sys::LWLockMode::LW_EXCLUSIVE)
     }
 
+    /// The same beside others who only read.
+    pub fn lock_shared_at(&self, index: usize) -> Held {
+        self.acquire(index, pg_sys::LWLockMode::LW_SHARED)
+    }
+
     fn acquire(&self, index: usize, mode: pg_sys::LWLockMode::Type) -> Held {
         assert!(index < usize::from(self.locks));
         // SAFETY: set at the server's start, before any process that could come here; as many were asked for.

@@ -1,5 +1,6 @@
-//! Snapshots of other sessions: who may still not see what has been committed.
+//! Snapshots: of other sessions, who may still not see what has been committed; and of the statement that is running.
 
+use audit_db_core::validity::{FullId, Snapshot};
 use pgrx::pg_sys;
 
 /// Sessions of this database whose snapshot is older than a moment. Sessions that come later see what was committed by then.
@@ -50,4 +51,58 @@ fn same(one: &pg_sys::VirtualTransactionId, other: &pg_sys::VirtualTransactionId
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     let process = one.procNumber == other.procNumber;
     process && one.localTransactionId == other.localTransactionId
+}
+
+/// What the running statement sees.
+pub struct Active {
+    snapshot: pg_sys::Snapshot,
+    oldest: FullId,
+    end: FullId,
+}
+
+impl Active {
+    /// `None`: there is none, or not one that a stored result can be compared under.
+    pub fn get() -> Option<Self> {
+        // SAFETY: the active snapshot stays where it is while the statement runs.
+        unsafe {
+            if !pg_sys::ActiveSnapshotSet() {
+                return None;
+            }
+            let snapshot = pg_sys::GetActiveSnapshot();
+            if (*snapshot).snapshot_type != pg_sys::SnapshotType::SNAPSHOT_MVCC
+                || (*snapshot).takenDuringRecovery
+            {
+                return None;
+            }
+            let next = pg_sys::ReadNextFullTransactionId().value;
+            Some(Self {
+                snapshot,
+                oldest: full(next, (*snapshot).xmin),
+                end: full(next, (*snapshot).xmax),
+            })
+        }
+    }
+}
+
+/// The full form of an id that is not from the future and less than half the id space old.
+fn full(next: FullId, id: pg_sys::TransactionId) -> FullId {
+    next - u64::from((next as u32).wrapping_sub(id.into_inner()))
+}
+
+impl Snapshot for Active {
+    fn oldest(&self) -> FullId {
+        self.oldest
+    }
+
+    fn is_running(&self, id: FullId) -> bool {
+        id >= self.end
+            || (id >= self.oldest
+                // SAFETY: the statement's own snapshot.
+                && unsafe {
+                    pg_sys::XidInMVCCSnapshot(
+                        pg_sys::TransactionId::from_inner(id as u32),
+                        self.snapshot,
+                    )
+                })
+    }
 }

@@ -2,6 +2,7 @@
 //! statements from theirs. Like those of `hooks` they are trampolines without a guard. A listener is called in places where nothing
 //! may be raised and nothing panics; what it does beyond counting is guarded by itself.
 
+use crate::pg::query as nested;
 use crate::pg::{session, transaction};
 use pgrx::pg_sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -224,6 +225,9 @@ unsafe extern "C-unwind" fn executor_start<L: Listener>(
 ) {
     // SAFETY: the arguments are passed on as they came.
     unsafe {
+        if nested::is_recording() {
+            nested::record((*query).plannedstmt);
+        }
         if L::is_on() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
             followed_start::<L>(query, flags);
         } else {
@@ -492,6 +496,7 @@ unsafe extern "C-unwind" fn subtransaction_event<L: Listener>(
         pg_sys::SubXactEvent::SUBXACT_EVENT_START_SUB => L::subtransaction_begins(id),
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => L::subtransaction_begins(parent),
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            nested::stop_recording();
             L::subtransaction_aborts(id);
             L::subtransaction_begins(parent);
         }

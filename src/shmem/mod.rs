@@ -2,6 +2,7 @@
 //! together; nothing that can raise, wait or call SQL happens under them. `slow_ring` has none.
 #![allow(unsafe_code)]
 
+pub mod cache;
 pub mod exchanges;
 pub mod jobs;
 pub mod queue;
@@ -22,6 +23,7 @@ pub fn is_preloaded() -> bool {
 pub fn request() {
     PRELOADED.store(true, Ordering::Relaxed);
     workers::request();
+    cache::request();
     exchanges::request();
     jobs::request();
     queue::request();

@@ -38,6 +38,19 @@ pub struct View {
     running: u64,
 }
 
+impl View {
+    pub const fn words(self) -> [u64; 2] {
+        [self.announced, self.running]
+    }
+
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        Self {
+            announced: words[0],
+            running: words[1],
+        }
+    }
+}
+
 impl<const N: usize> Ring<N> {
     pub const EMPTY: Self = Self {
         announced: 0,
