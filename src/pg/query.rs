@@ -680,6 +680,7 @@ unsafe extern "C-unwind" {
     fn ExecutorRun(query: *mut pg_sys::QueryDesc, direction: i32, count: u64);
     fn ExecutorFinish(query: *mut pg_sys::QueryDesc);
     fn ExecutorEnd(query: *mut pg_sys::QueryDesc);
+    fn FreeQueryDesc(query: *mut pg_sys::QueryDesc);
 }
 
 impl Execution {
@@ -696,6 +697,7 @@ impl Execution {
             ExecutorFinish(self.query);
             self.descriptor = pg_sys::CreateTupleDescCopy((*self.query).tupDesc);
             ExecutorEnd(self.query);
+            FreeQueryDesc(self.query);
         }
     }
 
