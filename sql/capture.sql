@@ -224,6 +224,9 @@ CREATE TABLE audit_db.metrics_history (
     query_stats_evicted bigint,
     slow_queries_lost bigint,
     plans_failed bigint,
+    cache_hit_rate double precision,
+    cache_used_ratio double precision,
+    cache_eviction_rate double precision,
     ingest_queue_depth bigint,
     ingest_events_written bigint,
     ingest_events_per_second double precision,
@@ -243,6 +246,9 @@ COMMENT ON COLUMN audit_db.metrics_history.queries_untracked IS 'Statements that
 COMMENT ON COLUMN audit_db.metrics_history.query_stats_evicted IS 'Statements that have made room for others in query_stats, since the last reset of query_stats';
 COMMENT ON COLUMN audit_db.metrics_history.slow_queries_lost IS 'Slow statements that were overwritten in shared memory before the worker of their database had stored them, or that it could not store; since the last reset of slow_queries';
 COMMENT ON COLUMN audit_db.metrics_history.plans_failed IS 'Plans of slow statements that could not be made, since the last reset of slow_queries';
+COMMENT ON COLUMN audit_db.metrics_history.cache_hit_rate IS 'Part of the calls of cached_query and cached_json that were hits, since the last cache_reset';
+COMMENT ON COLUMN audit_db.metrics_history.cache_used_ratio IS 'Part of audit_db.cache_size that is taken';
+COMMENT ON COLUMN audit_db.metrics_history.cache_eviction_rate IS 'Results that made room for others, as a part of those that were stored';
 COMMENT ON COLUMN audit_db.metrics_history.ingest_queue_depth IS 'Events of this database that are not on disk';
 COMMENT ON COLUMN audit_db.metrics_history.ingest_events_written IS 'Events of this database that were stored';
 COMMENT ON COLUMN audit_db.metrics_history.ingest_events_per_second IS 'The same per second, since the last row of metrics_history of this server''s run';
@@ -255,10 +261,13 @@ SELECT t.total AS queries_total, t.total OPERATOR(pg_catalog.-) t.failed AS quer
             THEN (t.total OPERATOR(pg_catalog.-) t.failed)::double precision OPERATOR(pg_catalog./) t.total::double precision END AS success_rate,
        CASE WHEN t.total OPERATOR(pg_catalog.>) 0 THEN t.total_ms OPERATOR(pg_catalog./) t.total::double precision END AS mean_ms,
        t.p95_ms, t.p99_ms, t.slow AS queries_slow, t.untracked AS queries_untracked, t.evicted AS query_stats_evicted,
-       t.slow_lost AS slow_queries_lost, t.plans_failed, i.queued_events AS ingest_queue_depth, i.written AS ingest_events_written,
+       t.slow_lost AS slow_queries_lost, t.plans_failed,
+       c.hit_rate AS cache_hit_rate, c.used_ratio AS cache_used_ratio, c.eviction_rate AS cache_eviction_rate,
+       i.queued_events AS ingest_queue_depth, i.written AS ingest_events_written,
        h.per_second AS ingest_events_per_second, t.stats_reset
   FROM audit_db.statement_totals() t
  CROSS JOIN audit_db.ingest_statistics() i
+ CROSS JOIN audit_db.cache_stats c
   LEFT JOIN LATERAL (
       SELECT (i.written OPERATOR(pg_catalog.-) h.ingest_events_written)::double precision OPERATOR(pg_catalog./)
              NULLIF(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) h.sampled_at), 0) AS per_second
@@ -279,6 +288,9 @@ COMMENT ON COLUMN audit_db.performance_metrics.queries_untracked IS 'Statements 
 COMMENT ON COLUMN audit_db.performance_metrics.query_stats_evicted IS 'Statements that have made room for others in query_stats, since the last reset of query_stats';
 COMMENT ON COLUMN audit_db.performance_metrics.slow_queries_lost IS 'Slow statements that were overwritten in shared memory before the worker of their database had stored them, or that it could not store; since the last reset of slow_queries';
 COMMENT ON COLUMN audit_db.performance_metrics.plans_failed IS 'Plans of slow statements that could not be made, since the last reset of slow_queries';
+COMMENT ON COLUMN audit_db.performance_metrics.cache_hit_rate IS 'Part of the calls of cached_query and cached_json that were hits, since the last cache_reset';
+COMMENT ON COLUMN audit_db.performance_metrics.cache_used_ratio IS 'Part of audit_db.cache_size that is taken';
+COMMENT ON COLUMN audit_db.performance_metrics.cache_eviction_rate IS 'Results that made room for others, as a part of those that were stored';
 COMMENT ON COLUMN audit_db.performance_metrics.ingest_queue_depth IS 'Events of this database that are not on disk';
 COMMENT ON COLUMN audit_db.performance_metrics.ingest_events_written IS 'Events of this database that were stored';
 COMMENT ON COLUMN audit_db.performance_metrics.ingest_events_per_second IS 'The same per second, since the last row of metrics_history of this server''s run';

@@ -34,9 +34,13 @@ extension_sql_file!(
     requires = ["partitions"]
 );
 extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["events"]);
-extension_sql_file!("../sql/capture.sql", name = "capture", requires = ["jobs"]);
-extension_sql_file!("../sql/cache.sql", name = "cache", requires = ["capture"]);
-extension_sql_file!("../sql/workers.sql", name = "workers", requires = ["cache"]);
+extension_sql_file!("../sql/cache.sql", name = "cache", requires = ["jobs"]);
+extension_sql_file!("../sql/capture.sql", name = "capture", requires = ["cache"]);
+extension_sql_file!(
+    "../sql/workers.sql",
+    name = "workers",
+    requires = ["capture"]
+);
 
 /// Called when the library is loaded: by the postmaster (preloaded), or by the first session that needs it.
 #[pg_guard]

@@ -176,6 +176,7 @@ pub fn answer(request: &Request<'_>) -> Result<Answer> {
         cache::wake(xact::next_id);
     }
     query::start_recording();
+    writes::note_recording();
     Ok(run(&shape, &values, Some(store)))
 }
 
@@ -597,13 +598,10 @@ pub struct Announcer;
 impl writes::Listener for Announcer {
     #[inline]
     fn is_on() -> bool {
-        query::is_recording() || (shmem::is_preloaded() && cache::is_awake())
+        cache::is_awake()
     }
 
     fn before_commit(id: u64, changed: u8) {
-        if !shmem::is_preloaded() || !cache::is_awake() {
-            return;
-        }
         let database = identity::my_database().to_u32();
         if changed & writes::CATALOG != 0 {
             cache::announce(cache::catalog_slot(database), id);

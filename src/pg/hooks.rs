@@ -36,8 +36,6 @@ pub fn install(listeners: Listeners) {
         LISTENERS = Some(listeners);
         PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
-        PREVIOUS_OBJECT_ACCESS = pg_sys::object_access_hook;
-        pg_sys::object_access_hook = Some(object_access);
     }
 }
 
@@ -88,6 +86,8 @@ unsafe extern "C-unwind" fn process_utility(
         }
         let changes = writes::changes_of((*statement).utilityStmt);
         let before = writes::command_begins(changes);
+        // Every call of a function pays for that hook where it is there.
+        let watches = changes != 0 && watch_objects();
         match PREVIOUS_UTILITY {
             Some(previous) => previous(
                 statement,
@@ -112,6 +112,9 @@ unsafe extern "C-unwind" fn process_utility(
         }
         // After an error the end of the transaction does that.
         writes::command_ends(before);
+        if watches {
+            pg_sys::object_access_hook = PREVIOUS_OBJECT_ACCESS;
+        }
     }
 }
 
@@ -214,6 +217,20 @@ unsafe fn option<T>(_statement: &T, options: *mut pg_sys::List, name: &CStr) -> 
     std::ptr::null()
 }
 
+/// From here on changes of objects are noticed. `false`: they are already, by a command around this one or one that failed.
+unsafe fn watch_objects() -> bool {
+    // SAFETY: hooks are variables of this process's only thread.
+    unsafe {
+        let ours: unsafe extern "C-unwind" fn(_, _, _, _, _) = object_access;
+        if pg_sys::object_access_hook.is_some_and(|hook| std::ptr::fn_addr_eq(hook, ours)) {
+            return false;
+        }
+        PREVIOUS_OBJECT_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(object_access);
+    }
+    true
+}
+
 /// Notices that an extension comes or goes, however: by command, CASCADE, DROP OWNED or a script. Which one it is the workers
 /// find out themselves.
 unsafe extern "C-unwind" fn object_access(
@@ -225,7 +242,6 @@ unsafe extern "C-unwind" fn object_access(
 ) {
     // SAFETY: the arguments are passed on as they came; what can raise is guarded.
     unsafe {
-        // Functions come here each time they are called.
         if class == pg_sys::ExtensionRelationId {
             extension_access(access, object);
         }

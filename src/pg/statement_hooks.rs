@@ -226,8 +226,25 @@ unsafe extern "C-unwind" fn executor_start<L: Listener>(
     // SAFETY: the arguments are passed on as they came.
     unsafe {
         if nested::is_recording() {
-            nested::record((*query).plannedstmt);
+            return recorded_start::<L>(query, flags);
         }
+        if L::is_on() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            followed_start::<L>(query, flags);
+        } else {
+            start(query, flags);
+        }
+    }
+}
+
+/// The same, and somebody wants to know what it reads.
+#[inline(never)]
+unsafe extern "C-unwind" fn recorded_start<L: Listener>(
+    query: *mut pg_sys::QueryDesc,
+    flags: c_int,
+) {
+    // SAFETY: as above.
+    unsafe {
+        nested::record((*query).plannedstmt);
         if L::is_on() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
             followed_start::<L>(query, flags);
         } else {

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub const CATALOG: u8 = 1;
 /// Roles and their memberships.
 pub const ROLES: u8 = 2;
+/// Not a change: somebody records what is read.
+const RECORDING: u8 = 128;
 
 /// What the transaction's utility commands have changed.
 static CHANGED: AtomicU8 = AtomicU8::new(0);
@@ -46,7 +48,7 @@ pub struct Transactions<L>(PhantomData<L>);
 impl<L: Listener> transaction::Listener for Transactions<L> {
     #[inline]
     fn has_news() -> bool {
-        L::is_on() || CHANGED.load(Ordering::Relaxed) != 0
+        CHANGED.load(Ordering::Relaxed) != 0 || L::is_on()
     }
 
     fn event(event: transaction::Event) {
@@ -76,6 +78,11 @@ impl<L: Listener> transaction::Listener for Transactions<L> {
             _ => {}
         }
     }
+}
+
+/// The end of the transaction matters, whatever it has written.
+pub fn note_recording() {
+    CHANGED.fetch_or(RECORDING, Ordering::Relaxed);
 }
 
 /// A utility command begins that may change these. Returns what to give to [`command_ends`].
@@ -152,12 +159,37 @@ pub(super) unsafe fn changes_of(statement: *mut pg_sys::Node) -> u8 {
                 let into = (*statement.cast::<pg_sys::CreateTableAsStmt>()).into;
                 catalog_unless_temporary((*into).rel)
             }
+            Tag::T_DropStmt if drops_temporary_tables(statement.cast()) => 0,
             Tag::T_CreateRoleStmt
             | Tag::T_AlterRoleStmt
             | Tag::T_DropRoleStmt
             | Tag::T_GrantRoleStmt => ROLES,
             _ => CATALOG,
         }
+    }
+}
+
+/// Whether all that a command drops are temporary tables, or nothing. Raises what the command would raise.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn drops_temporary_tables(drop: *mut pg_sys::DropStmt) -> bool {
+    // SAFETY: by contract of the caller a live statement; of tables its objects are lists of names.
+    unsafe {
+        if (*drop).removeType != pg_sys::ObjectType::OBJECT_TABLE {
+            return false;
+        }
+        let objects = pgrx::PgList::<pg_sys::List>::from_pg((*drop).objects);
+        objects.iter_ptr().all(|names| {
+            let name = pg_sys::makeRangeVarFromNameList(names);
+            let relation = pg_sys::RangeVarGetRelidExtended(
+                name,
+                pg_sys::NoLock as pg_sys::LOCKMODE,
+                pg_sys::RVROption::RVR_MISSING_OK,
+                None,
+                std::ptr::null_mut(),
+            );
+            relation == pg_sys::InvalidOid
+                || pg_sys::get_rel_persistence(relation) as u8 == pg_sys::RELPERSISTENCE_TEMP
+        })
     }
 }
 
@@ -323,7 +355,7 @@ pub fn wrote_any(relations: impl Iterator<Item = pg_sys::Oid>) -> bool {
     if unsafe { pg_sys::GetTopTransactionIdIfAny() } == pg_sys::InvalidTransactionId {
         return false;
     }
-    if CHANGED.load(Ordering::Relaxed) != 0 {
+    if CHANGED.load(Ordering::Relaxed) & (CATALOG | ROLES) != 0 {
         return true;
     }
     let mut relations = relations;

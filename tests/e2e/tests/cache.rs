@@ -565,6 +565,12 @@ fn closed_months_stay_while_the_open_one_is_written() {
         exact(&mut client, report);
     }
     assert_eq!(hits(&mut client, report) - before, 200, "every one a hit");
+    // Nor do temporary tables matter.
+    writer.run("CREATE TEMP TABLE mine AS SELECT 1 AS a");
+    writer.run("INSERT INTO mine VALUES (2)");
+    writer.run("DROP TABLE IF EXISTS mine, not_there");
+    exact(&mut client, report);
+    assert_eq!(hits(&mut client, report) - before, 201);
     let all = "SELECT count(*) FROM log";
     exact(&mut client, all);
     writer.run("INSERT INTO log VALUES ('2026-02-11', 1)");
