@@ -297,9 +297,10 @@ impl Look<'_> {
         let Some(found) = cache::find(self.key.hash, &mut payload) else {
             return Verdict::Miss;
         };
-        let Some((exact, views, columns, data)) = decode(&payload, &self.key.bytes) else {
+        let Some((basis, views, columns, data)) = decode(&payload, &self.key.bytes) else {
             return Verdict::Miss;
         };
+        let exact = basis != Basis::Nothing;
         if writes::wrote_any(views.iter().map(|view| Oid::from(view.relation))) {
             return Verdict::OwnWrites;
         }
@@ -315,12 +316,16 @@ impl Look<'_> {
         // Also where a result may be old: what names mean and who may do what must be what it was.
         let means_the_same = !exact || same(views.get(..MEANINGS).unwrap_or(&[]));
         let current = means_the_same && same(views.get(MEANINGS..).unwrap_or(&[]));
-        let age = clock::monotonic().saturating_sub(found.filled_at);
+        // Its snapshot was taken before it was computed.
+        let age = clock::monotonic()
+            .saturating_sub(found.filled_at)
+            .saturating_add(found.cost);
         let lifetime = u64::try_from(self.lifetime.as_nanos()).unwrap_or(u64::MAX);
         let young = age <= lifetime;
         let may_be_old = self.consistency == Consistency::Ttl
             && means_the_same
             && young
+            && (current || basis != Basis::OldSnapshot)
             && (current || !transaction::is_repeatable());
         let hit = Hit {
             stored: Stored {
@@ -384,14 +389,29 @@ fn word(rest: &mut &[u8]) -> Option<u64> {
     Some(word)
 }
 
-/// Takes a payload apart, if it belongs to this key: whether it is exact, what it saw, its columns, and where its rows begin.
+/// What a result can be judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Basis {
+    /// Its age alone: it was computed on a standby.
+    Nothing,
+    /// Its age, or what it saw.
+    Both,
+    /// What it saw alone: its snapshot was older than the statement.
+    OldSnapshot,
+}
+
+/// Takes a payload apart, if it belongs to this key: what it can be judged by, what it saw, its columns, and where its rows begin.
 #[allow(clippy::type_complexity)]
-fn decode(payload: &[u8], key: &[u8]) -> Option<(bool, Vec<SlotView>, Vec<(u32, i32)>, usize)> {
+fn decode(payload: &[u8], key: &[u8]) -> Option<(Basis, Vec<SlotView>, Vec<(u32, i32)>, usize)> {
     let mut rest = payload;
     if key::take(&mut rest)? != key {
         return None;
     }
-    let exact = word(&mut rest)? != 0;
+    let basis = match word(&mut rest)? {
+        0 => Basis::Nothing,
+        1 => Basis::Both,
+        _ => Basis::OldSnapshot,
+    };
     let count = usize::try_from(word(&mut rest)?).ok()?;
     let mut views = Vec::with_capacity(count.min(1_024));
     for _ in 0..count {
@@ -409,20 +429,20 @@ fn decode(payload: &[u8], key: &[u8]) -> Option<(bool, Vec<SlotView>, Vec<(u32, 
         let column = word(&mut rest)?;
         columns.push(((column >> 32) as u32, column as u32 as i32));
     }
-    Some((exact, views, columns, payload.len() - rest.len()))
+    Some((basis, views, columns, payload.len() - rest.len()))
 }
 
 /// The relations that a listed result was computed from, whether it is compared with snapshots, and how many bytes its rows have.
 pub fn described(payload: &[u8]) -> Option<(Vec<u8>, Vec<u32>, bool)> {
     let mut rest = payload;
     let key = key::take(&mut rest)?.to_vec();
-    let (exact, views, ..) = decode(payload, &key)?;
+    let (basis, views, ..) = decode(payload, &key)?;
     let relations = views
         .iter()
         .skip(MEANINGS)
         .map(|view| view.relation)
         .collect();
-    Some((key, relations, exact))
+    Some((key, relations, basis != Basis::Nothing))
 }
 
 /// Most relations of a result that is stored.
@@ -502,7 +522,11 @@ fn put(
     let mut payload = Vec::new();
     key::add(&mut payload, &store.key.bytes);
     let mut add = |word: u64| payload.extend_from_slice(&word.to_ne_bytes());
-    add(u64::from(!standby));
+    add(match (standby, transaction::is_repeatable()) {
+        (true, _) => Basis::Nothing,
+        (false, false) => Basis::Both,
+        (false, true) => Basis::OldSnapshot,
+    } as u64);
     add(views.len() as u64);
     for view in &views {
         add(u64::from(view.slot) << 32 | u64::from(view.relation));

@@ -1,10 +1,10 @@
 //! Types of results, and functions that a superuser has vouched for: two tables, remembered until they change.
 
 use crate::error::Result;
+use crate::pg::memory::BackendLocal;
 use crate::pg::{inval, spi};
 use crate::settings;
 use pgrx::pg_sys::Oid;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -46,21 +46,20 @@ struct Memory {
     functions: Option<HashMap<u32, Vec<String>>>,
 }
 
-thread_local! {
-    static MEMORY: RefCell<Memory> = RefCell::default();
-}
+// Not dropped when the process ends.
+static MEMORY: BackendLocal<Option<Memory>> = BackendLocal::new(None);
 
+/// `body` must not come back here.
 fn with_memory<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let meanings = inval::meanings();
-    MEMORY.with_borrow_mut(|memory| {
-        if memory.meanings != meanings {
-            *memory = Memory {
-                meanings,
-                ..Memory::default()
-            };
-        }
-        body(memory)
-    })
+    let memory = MEMORY.get().get_or_insert_default();
+    if memory.meanings != meanings {
+        *memory = Memory {
+            meanings,
+            ..Memory::default()
+        };
+    }
+    body(memory)
 }
 
 /// The type of calls that name none.
@@ -118,15 +117,14 @@ pub fn kind(name: Option<&str>) -> Result<Option<Rc<Kind>>> {
     Ok(found)
 }
 
-/// The settings that a function depends on, where a superuser has said that it depends on nothing else.
-pub fn settings_of(function: Oid) -> Option<Vec<String>> {
+/// Reads which functions a superuser has vouched for, where that is not known; before [`settings_of`].
+pub fn read_functions() -> Result<()> {
     if with_memory(|memory| memory.functions.is_none()) {
         let read = spi::rows(
             "SELECT function::pg_catalog.oid, settings FROM audit_db.cache_safe_functions",
             &[],
             |row| Ok((row.get::<Oid>(1)?, row.get::<Vec<String>>(2)?)),
-        )
-        .unwrap_or_default();
+        )?;
         let functions = read
             .into_iter()
             .filter_map(|(function, settings)| {
@@ -139,6 +137,11 @@ pub fn settings_of(function: Oid) -> Option<Vec<String>> {
             .collect();
         with_memory(|memory| memory.functions = Some(functions));
     }
+    Ok(())
+}
+
+/// The settings that a function depends on, where a superuser has said that it depends on nothing else.
+pub fn settings_of(function: Oid) -> Option<Vec<String>> {
     with_memory(|memory| {
         memory
             .functions

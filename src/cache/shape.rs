@@ -2,11 +2,11 @@
 
 use super::{Form, Request, key, safe};
 use crate::error::{CacheError, Error, Result};
+use crate::pg::memory::BackendLocal;
 use crate::pg::query::{self, Kept, NotOne, Obstacle};
 use crate::pg::{guc, identity, inval, session};
 use crate::shmem::cache::Bypass;
 use pgrx::pg_sys::Oid;
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
 use std::rc::Rc;
@@ -43,8 +43,11 @@ struct Memory {
     shapes: HashMap<Name, Rc<Shape>>,
 }
 
-thread_local! {
-    static MEMORY: RefCell<Memory> = RefCell::default();
+// Not dropped when the process ends.
+static MEMORY: BackendLocal<Option<Memory>> = BackendLocal::new(None);
+
+fn memory() -> &'static mut Memory {
+    MEMORY.get().get_or_insert_default()
 }
 
 /// The shape of a query for this session's role and settings. Raises what the server's parser raises.
@@ -62,21 +65,19 @@ pub fn shape_of(request: &Request<'_>) -> Result<Rc<Shape>> {
     let meanings = inval::meanings();
     let remembers = !session::has_temporary_objects();
     if remembers {
-        let found = MEMORY.with_borrow_mut(|memory| {
-            if memory.meanings != meanings || memory.shapes.len() >= REMEMBERED {
-                memory.meanings = meanings;
-                memory.shapes.clear();
-            }
-            memory.shapes.get(&name).cloned()
-        });
-        if let Some(shape) = found {
-            return Ok(shape);
+        let memory = memory();
+        if memory.meanings != meanings || memory.shapes.len() >= REMEMBERED {
+            memory.meanings = meanings;
+            memory.shapes.clear();
+        }
+        if let Some(shape) = memory.shapes.get(&name) {
+            return Ok(Rc::clone(shape));
         }
     }
     let shape = Rc::new(find_out(request)?);
     // Looking at it may have noticed a change; the shape may then be that of before.
     if remembers && inval::meanings() == meanings {
-        MEMORY.with_borrow_mut(|memory| memory.shapes.insert(name, Rc::clone(&shape)));
+        memory().shapes.insert(name, Rc::clone(&shape));
     }
     Ok(shape)
 }
@@ -97,6 +98,7 @@ fn find_out(request: &Request<'_>) -> Result<Shape> {
         ),
     };
     let run = CString::new(run).map_err(|_| not_one())?;
+    safe::read_functions()?;
     let (query, types) = query::analyze(&run);
     let mut facts = query.facts(&safe::settings_of);
     if facts.clock.is_none() && names_the_clock(request) {

@@ -222,6 +222,8 @@ fn function_name(function: pg_sys::Oid) -> String {
     }
 }
 
+// Between the server's walkers a panic must become an error of the server's.
+#[pgrx::pg_guard]
 unsafe extern "C-unwind" fn walk_node(node: *mut pg_sys::Node, context: *mut c_void) -> bool {
     if node.is_null() {
         return false;
@@ -238,6 +240,7 @@ unsafe extern "C-unwind" fn walk_node(node: *mut pg_sys::Node, context: *mut c_v
     }
 }
 
+#[pgrx::pg_guard]
 unsafe extern "C-unwind" fn walk_function(function: pg_sys::Oid, context: *mut c_void) -> bool {
     // SAFETY: as above.
     unsafe { (*context.cast::<Walk<'_>>()).function(function) };

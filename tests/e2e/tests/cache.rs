@@ -464,6 +464,14 @@ fn a_result_is_as_old_as_was_said() {
     client.run("INSERT INTO t VALUES (5)");
     assert_ne!(of_type(&mut client, ""), four);
     client.run("COMMIT");
+    // What an old snapshot saw is no answer for those who only care for its age.
+    client.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1");
+    writer.run("INSERT INTO t VALUES (50)");
+    let old = of_type(&mut client, ", refresh => true");
+    let new = of_type(&mut writer, "");
+    assert_ne!(old, new);
+    client.run("COMMIT");
+    writer.run("DELETE FROM t WHERE a = 50");
     // A type that changes holds for all sessions at once.
     writer.run(
         "UPDATE audit_db.cache_types SET consistency = 'snapshot' WHERE name = 'dashboard_metrics'",
