@@ -6,8 +6,8 @@
 use super::record;
 use crate::pg::clock;
 use crate::pg::memory::BackendLocal;
-use crate::pg::scanner;
 use crate::pg::statement_hooks::{self as hooks, Listener, Query, Source, Usage, Utility};
+use crate::pg::{scanner, transaction};
 use crate::settings::{self, Plans};
 use crate::shmem::slow_ring::{self, Status};
 use crate::shmem::statistics::{self, Counted, Key, Mine, SUMS, Sample, Sum};
@@ -38,8 +38,9 @@ struct Frame {
     planning: u64,
     rows: u64,
     before: Usage,
-    /// The same when its last call came back.
+    /// The same when its last call came back, where somebody else has run since.
     after: Usage,
+    rested: bool,
     subtransaction: u32,
     role: u32,
     level: u32,
@@ -67,19 +68,35 @@ struct Call {
     reported: u64,
 }
 
+/// Looked at as one word by every transaction.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Open {
+    /// One bit a frame in use.
+    used: u32,
+    level: u32,
+}
+
+impl Open {
+    #[inline(always)]
+    fn any(self) -> bool {
+        (u64::from(self.used) | u64::from(self.level) << 32) != 0
+    }
+}
+
 struct State {
     mine: Option<Mine>,
     followed: bool,
     pid: i32,
     database: u32,
     frames: [Frame; FRAMES],
-    /// One bit a frame in use.
-    used: u32,
+    open: Open,
     /// Where the last one was found.
     last: usize,
+    /// The statement that it is in, if it is still open.
+    last_query: Option<Query>,
     calls: [Call; CALLS],
     depth: usize,
-    level: u32,
     subtransaction: u32,
     /// Whether the client's statement is one of those that slow statements are looked for in.
     sampled: bool,
@@ -119,6 +136,7 @@ const NO_STATEMENT: Frame = Frame {
     rows: 0,
     before: Usage::NONE,
     after: Usage::NONE,
+    rested: false,
     subtransaction: 0,
     role: 0,
     level: 0,
@@ -136,11 +154,11 @@ static STATE: BackendLocal<State> = BackendLocal::new(State {
     pid: 0,
     database: 0,
     frames: [NO_STATEMENT; FRAMES],
-    used: 0,
+    open: Open { used: 0, level: 0 },
     last: 0,
+    last_query: None,
     calls: [NO_CALL; CALLS],
     depth: 0,
-    level: 0,
     subtransaction: TOP,
     sampled: true,
     random: 0,
@@ -245,13 +263,27 @@ impl Frame {
         if self.since == 0 {
             return Usage::NONE;
         }
-        self.after.since(&self.before)
+        if self.rested {
+            return self.after.since(&self.before);
+        }
+        Usage::now().since(&self.before)
+    }
+
+    /// Somebody else begins to run.
+    fn rest(&mut self) {
+        if !self.rested && self.since != 0 {
+            self.after = Usage::now();
+            self.rested = true;
+        }
     }
 
     /// It goes on after a rest: what others have used meanwhile is not its.
     #[cold]
     fn resume(&mut self) {
-        self.before = Usage::now().since(&self.after.since(&self.before));
+        if self.rested {
+            self.before = Usage::now().since(&self.after.since(&self.before));
+            self.rested = false;
+        }
     }
 }
 
@@ -301,10 +333,10 @@ impl State {
 
     #[inline]
     fn open(&mut self, mine: Mine, query: Option<Query>, source: Source, level: u32) -> usize {
-        if self.used != 0 && query.is_some() {
+        if self.open.used != 0 && query.is_some() {
             self.forget(query);
         }
-        let index = (!self.used).trailing_zeros() as usize;
+        let index = (!self.open.used).trailing_zeros() as usize;
         let Some(frame) = self.frames.get_mut(index) else {
             mine.note_untracked();
             return NO_FRAME;
@@ -323,31 +355,37 @@ impl State {
         frame.sampled = self.sampled;
         frame.instrumented = false;
         frame.saved = 0;
+        frame.rested = false;
         scanner::note_setting();
-        self.used |= 1 << index;
+        self.open.used |= 1 << index;
         self.last = index;
+        self.last_query = query;
         index
     }
 
     /// Statements whose executor nobody has ended, and where another one lies now.
     #[cold]
     fn forget(&mut self, query: Option<Query>) {
-        for index in bits(self.used) {
+        self.last_query = None;
+        for index in bits(self.open.used) {
             if self.frames[index].query == query {
-                self.used &= !(1 << index);
+                self.open.used &= !(1 << index);
             }
         }
     }
 
     #[inline(always)]
     fn find(&mut self, query: Query) -> usize {
-        if let Some(frame) = self.frames.get(self.last)
-            && self.used & 1 << self.last != 0
-            && frame.query == Some(query)
-        {
+        if self.last_query == Some(query) {
             return self.last;
         }
-        let mut left = self.used;
+        self.search(query)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn search(&mut self, query: Query) -> usize {
+        let mut left = self.open.used;
         while left != 0 {
             let index = left.trailing_zeros() as usize;
             left &= left - 1;
@@ -355,6 +393,7 @@ impl State {
                 && frame.query == Some(query)
             {
                 self.last = index;
+                self.last_query = Some(query);
                 return index;
             }
         }
@@ -365,6 +404,9 @@ impl State {
     #[inline(always)]
     fn enter(&mut self, mine: Mine, index: usize, goes_on: bool) -> u32 {
         let depth = self.depth;
+        if self.open.used & self.open.used.wrapping_sub(1) != 0 {
+            self.rest_others(index);
+        }
         let (Some(call), Some(frame)) = (self.calls.get_mut(depth), self.frames.get_mut(index))
         else {
             return NO_TOKEN;
@@ -373,7 +415,7 @@ impl State {
         call.frame = index;
         call.started = now;
         call.subtransaction = self.subtransaction;
-        call.level = self.level;
+        call.level = self.open.level;
         call.sqlstate = 0;
         if frame.since == 0 {
             frame.before = Usage::now();
@@ -385,12 +427,25 @@ impl State {
             }
         }
         self.depth = depth + 1;
-        self.level += 1;
+        self.open.level += 1;
         if depth == 0 {
             hooks::watch_errors();
             mine.begin(frame.since, frame.role);
         }
         depth as u32
+    }
+
+    /// Cursors do not pay for what others do while they rest.
+    #[cold]
+    #[inline(never)]
+    fn rest_others(&mut self, index: usize) {
+        let mut running = 1u32.checked_shl(index as u32).unwrap_or(0);
+        for call in self.calls.iter().take(self.depth) {
+            running |= 1u32.checked_shl(call.frame as u32).unwrap_or(0);
+        }
+        for index in bits(self.open.used & !running) {
+            self.frames[index].rest();
+        }
     }
 
     /// It has come back. Returns its frame.
@@ -403,13 +458,12 @@ impl State {
             return NO_FRAME;
         }
         let (index, started) = (call.frame, call.started);
-        self.level = call.level;
+        self.open.level = call.level;
         // Also those within that an error ended without a word.
         self.depth = token as usize;
         if let Some(frame) = self.frames.get_mut(index) {
             let now = clock::monotonic();
             frame.nanoseconds += now.saturating_sub(started);
-            frame.after = Usage::now();
             self.ended = now;
         }
         if token == 0 {
@@ -449,7 +503,8 @@ fn close(mine: Mine, index: usize, query: Option<Query>, sqlstate: c_int) {
     if frame.level == 0 {
         mine.total(total, place, sqlstate != 0);
     }
-    state.used &= !(1 << index);
+    state.open.used &= !(1 << index);
+    state.last_query = None;
     if settings::query_stats() {
         let sample = sample(frame, place, sqlstate);
         if let Some(key) = key(state.database, frame) {
@@ -615,7 +670,7 @@ fn fail(mine: Mine, depth: usize, subtransaction: u32) {
         let Some(call) = state.calls.get(state.depth).copied() else {
             continue;
         };
-        state.level = call.level;
+        state.open.level = call.level;
         // What went to the log is what the client gets. What was reported before that may have been a notice on the way.
         let sqlstate = [state.failed, call.sqlstate, state.reported, INTERNAL_ERROR]
             .into_iter()
@@ -628,16 +683,15 @@ fn fail(mine: Mine, depth: usize, subtransaction: u32) {
                 clock::monotonic()
             };
             frame.nanoseconds += ended.saturating_sub(call.started);
-            frame.after = Usage::now();
         }
         if state.depth == 0 {
             mine.end();
         }
-        if state.used & 1u32.checked_shl(call.frame as u32).unwrap_or(0) != 0 {
+        if state.open.used & 1u32.checked_shl(call.frame as u32).unwrap_or(0) != 0 {
             close(mine, call.frame, None, sqlstate);
         }
     }
-    for index in bits(state().used) {
+    for index in bits(state().open.used) {
         let state = state();
         let Some(frame) = state.frames.get(index) else {
             continue;
@@ -654,14 +708,15 @@ fn fail(mine: Mine, depth: usize, subtransaction: u32) {
             state.failed
         };
         if sqlstate == 0 && frame.nanoseconds == 0 {
-            state.used &= !(1 << index);
+            state.open.used &= !(1 << index);
+            state.last_query = None;
         } else {
             close(mine, index, None, sqlstate);
         }
     }
     let state = state();
     state.starting = NO_FRAME;
-    state.level = state
+    state.open.level = state
         .depth
         .checked_sub(1)
         .and_then(|last| state.calls.get(last))
@@ -698,15 +753,15 @@ impl Listener for Statements {
     #[inline]
     fn plans() -> u32 {
         let state = state();
-        let level = state.level;
-        state.level = level + 1;
+        let level = state.open.level;
+        state.open.level = level + 1;
         level
     }
 
     #[inline]
     fn planned(nanoseconds: u64, fingerprint: u64, level: u32) {
         let state = state();
-        state.level = level;
+        state.open.level = level;
         state.planned = nanoseconds;
         state.planned_fingerprint = fingerprint;
     }
@@ -714,7 +769,7 @@ impl Listener for Statements {
     #[inline]
     fn starts(query: Query, source: Source) -> (c_int, u32) {
         let state = state();
-        let before = state.level;
+        let before = state.open.level;
         let Some(mine) = state.mine() else {
             return (0, before);
         };
@@ -729,7 +784,7 @@ impl Listener for Statements {
         }
         let index = state.open(mine, Some(query), source, level);
         state.starting = index;
-        state.level = level + 1;
+        state.open.level = level + 1;
         let planned = std::mem::take(&mut state.planned);
         let fits =
             planned != 0 && state.planned_fingerprint == hooks::fingerprint_of(query, source);
@@ -755,7 +810,7 @@ impl Listener for Statements {
     fn started(level: u32) {
         let state = state();
         state.starting = NO_FRAME;
-        state.level = level;
+        state.open.level = level;
     }
 
     #[inline(always)]
@@ -804,7 +859,7 @@ impl Listener for Statements {
         if kind == Utility::Transparent {
             return TRANSPARENT;
         }
-        let level = state.level;
+        let level = state.open.level;
         if level == 0 {
             state.draw();
         }
@@ -860,6 +915,7 @@ impl Listener for Statements {
         let state = state();
         let Some(mine) = state.mine() else { return };
         state.failed = sqlstate;
+        transaction::note(transaction::FAILED);
         if state.depth > 0 || state.starting != NO_FRAME {
             // The error has not been cleaned up yet: the statement is still there.
             state.save(state.starting);
@@ -915,17 +971,18 @@ impl Listener for Statements {
     fn has_open() -> bool {
         let state = state();
         // A call that is going on has a frame; a subtransaction that ends says so itself; what failed before it ran has failed.
-        state.used != 0 || state.failed != 0 || state.level != 0
+        state.open.any()
     }
 
     fn transaction_ends(committed: bool) {
+        transaction::forget(transaction::FAILED);
         let state = state();
         state.subtransaction = TOP;
         if !committed && state.depth == 0 {
-            state.level = 0;
+            state.open.level = 0;
         }
         let Some(mine) = state.mine else { return };
-        if committed && state.used == 0 && state.unfollowed == 0 {
+        if committed && state.open.used == 0 && state.unfollowed == 0 {
             state.failed = 0;
             return;
         }
@@ -941,14 +998,15 @@ impl Listener for Statements {
         }
         note_unfollowed(mine);
         let state = self::state();
+        state.last_query = None;
         // Statements that were open while following was switched off.
-        for index in bits(state.used) {
+        for index in bits(state.open.used) {
             if state
                 .frames
                 .get(index)
                 .is_some_and(|frame| frame.query.is_some())
             {
-                state.used &= !(1 << index);
+                state.open.used &= !(1 << index);
             }
         }
         state.failed = 0;

@@ -20,8 +20,10 @@ pub fn install() {
 pub struct Transactions;
 
 impl transaction::Listener for Transactions {
+    const NEWS: u8 = transaction::FAILED;
+
     #[inline]
-    fn has_news() -> bool {
+    fn is_concerned() -> bool {
         <follow::Statements as statement_hooks::Listener>::has_open()
     }
 

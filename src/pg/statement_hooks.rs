@@ -350,9 +350,9 @@ unsafe extern "C-unwind" fn executor_finish<L: Listener>(query: *mut pg_sys::Que
     // SAFETY: the argument is passed on as it came; the description is alive.
     unsafe {
         // Only what writes has triggers to fire.
-        if L::is_on()
-            && ((*query).operation != pg_sys::CmdType::CMD_SELECT
-                || (*(*query).plannedstmt).hasModifyingCTE)
+        if ((*query).operation != pg_sys::CmdType::CMD_SELECT
+            || (*(*query).plannedstmt).hasModifyingCTE)
+            && L::is_on()
         {
             followed_finish::<L>(query);
         } else {

@@ -3,6 +3,7 @@
 
 use pgrx::pg_sys;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use pg_sys::XactEvent::{
     Type as Event, XACT_EVENT_ABORT as ABORT, XACT_EVENT_COMMIT as COMMIT,
@@ -10,10 +11,37 @@ pub use pg_sys::XactEvent::{
     XACT_EVENT_PREPARE as PREPARE,
 };
 
+/// What has happened in this transaction that matters at its end: one byte for all, because every transaction looks at it.
+static NEWS: AtomicU8 = AtomicU8::new(0);
+/// Something failed that may not have been followed.
+pub const FAILED: u8 = 1;
+/// Workers have to hear of something.
+pub const ANNOUNCED: u8 = 2;
+/// Commands have changed what statements mean, or what is read is being recorded.
+pub const CHANGED: u8 = 4;
+
+/// The end of the transaction matters.
+pub fn note(news: u8) {
+    NEWS.fetch_or(news, Ordering::Relaxed);
+}
+
+/// Whether this has been noted.
+#[inline]
+pub fn has(news: u8) -> bool {
+    NEWS.load(Ordering::Relaxed) & news != 0
+}
+
+/// It matters no more.
+pub fn forget(news: u8) {
+    NEWS.fetch_and(!news, Ordering::Relaxed);
+}
+
 /// Who wants to know. Nothing here may raise or panic, unless it is guarded.
 pub trait Listener {
-    /// Whether this transaction matters. Asked at each of its events.
-    fn has_news() -> bool;
+    /// Which news it is for.
+    const NEWS: u8;
+    /// Whether this transaction matters for another reason. Asked at each of its events.
+    fn is_concerned() -> bool;
     fn event(event: Event);
 }
 
@@ -28,20 +56,24 @@ unsafe extern "C-unwind" fn trampoline<A: Listener, B: Listener, C: Listener>(
     event: Event,
     _argument: *mut c_void,
 ) {
-    if A::has_news() || B::has_news() || C::has_news() {
+    if NEWS.load(Ordering::Relaxed) != 0
+        || A::is_concerned()
+        || B::is_concerned()
+        || C::is_concerned()
+    {
         tell::<A, B, C>(event);
     }
 }
 
 #[inline(never)]
 extern "C-unwind" fn tell<A: Listener, B: Listener, C: Listener>(event: Event) {
-    if A::has_news() {
+    if has(A::NEWS) || A::is_concerned() {
         A::event(event);
     }
-    if B::has_news() {
+    if has(B::NEWS) || B::is_concerned() {
         B::event(event);
     }
-    if C::has_news() {
+    if has(C::NEWS) || C::is_concerned() {
         C::event(event);
     }
 }

@@ -12,8 +12,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub const CATALOG: u8 = 1;
 /// Roles and their memberships.
 pub const ROLES: u8 = 2;
-/// Not a change: somebody records what is read.
-const RECORDING: u8 = 128;
 
 /// What the transaction's utility commands have changed.
 static CHANGED: AtomicU8 = AtomicU8::new(0);
@@ -46,9 +44,11 @@ pub trait Listener {
 pub struct Transactions<L>(PhantomData<L>);
 
 impl<L: Listener> transaction::Listener for Transactions<L> {
+    const NEWS: u8 = transaction::CHANGED;
+
     #[inline]
-    fn has_news() -> bool {
-        CHANGED.load(Ordering::Relaxed) != 0 || L::is_on()
+    fn is_concerned() -> bool {
+        L::is_on()
     }
 
     fn event(event: transaction::Event) {
@@ -67,11 +67,11 @@ impl<L: Listener> transaction::Listener for Transactions<L> {
                 }
             }
             transaction::COMMIT | transaction::PREPARE => {
-                CHANGED.store(CHANGING.load(Ordering::Relaxed), Ordering::Relaxed);
+                set_changed(CHANGING.load(Ordering::Relaxed));
                 L::ended();
             }
             transaction::ABORT => {
-                CHANGED.store(0, Ordering::Relaxed);
+                set_changed(0);
                 CHANGING.store(0, Ordering::Relaxed);
                 L::ended();
             }
@@ -82,13 +82,25 @@ impl<L: Listener> transaction::Listener for Transactions<L> {
 
 /// The end of the transaction matters, whatever it has written.
 pub fn note_recording() {
-    CHANGED.fetch_or(RECORDING, Ordering::Relaxed);
+    transaction::note(transaction::CHANGED);
+}
+
+fn set_changed(changes: u8) {
+    CHANGED.store(changes, Ordering::Relaxed);
+    if changes == 0 {
+        transaction::forget(transaction::CHANGED);
+    } else {
+        transaction::note(transaction::CHANGED);
+    }
 }
 
 /// A utility command begins that may change these. Returns what to give to [`command_ends`].
 pub(super) fn command_begins(changes: u8) -> u8 {
+    if changes == 0 {
+        return CHANGING.load(Ordering::Relaxed);
+    }
     let before = CHANGING.fetch_or(changes, Ordering::Relaxed);
-    CHANGED.fetch_or(changes, Ordering::Relaxed);
+    set_changed(CHANGED.load(Ordering::Relaxed) | changes);
     before
 }
 
@@ -355,7 +367,7 @@ pub fn wrote_any(relations: impl Iterator<Item = pg_sys::Oid>) -> bool {
     if unsafe { pg_sys::GetTopTransactionIdIfAny() } == pg_sys::InvalidTransactionId {
         return false;
     }
-    if CHANGED.load(Ordering::Relaxed) & (CATALOG | ROLES) != 0 {
+    if CHANGED.load(Ordering::Relaxed) != 0 {
         return true;
     }
     let mut relations = relations;

@@ -29,14 +29,21 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Transactions;
 
 impl transaction::Listener for Transactions {
+    const NEWS: u8 = transaction::ANNOUNCED;
+
     #[inline]
-    fn has_news() -> bool {
-        AT_COMMIT.load(Ordering::Relaxed) != 0
+    fn is_concerned() -> bool {
+        false
     }
 
     fn event(event: transaction::Event) {
         hooks::transaction_event(event);
     }
+}
+
+fn announce(what: u8) {
+    AT_COMMIT.fetch_or(what, Ordering::Relaxed);
+    transaction::note(transaction::ANNOUNCED);
 }
 
 pub fn install() {
@@ -53,14 +60,14 @@ pub fn install() {
 /// Asks for a maintenance cycle in this database once the transaction has committed.
 pub fn want_cycle_at_commit() {
     if shmem::is_preloaded() {
-        AT_COMMIT.fetch_or(CYCLE_WANTED, Ordering::Relaxed);
+        announce(CYCLE_WANTED);
     }
 }
 
 /// Has the worker look at the jobs of this database once the transaction has committed.
 pub fn jobs_change_at_commit() {
     if shmem::is_preloaded() {
-        AT_COMMIT.fetch_or(JOBS_CHANGED, Ordering::Relaxed);
+        announce(JOBS_CHANGED);
     }
 }
 
@@ -71,11 +78,11 @@ fn extension(created: bool) {
     } else {
         EXTENSION_DROPPED
     };
-    AT_COMMIT.fetch_or(news, Ordering::Relaxed);
+    announce(news);
 }
 
 fn databases_changed() {
-    AT_COMMIT.fetch_or(DATABASES_CHANGED, Ordering::Relaxed);
+    announce(DATABASES_CHANGED);
 }
 
 fn keep_worker_away(name: &CStr) {
@@ -91,7 +98,7 @@ fn keep_worker_away(name: &CStr) {
         workers::wake(database, false);
         queue::wait_for_flush(queued, settings::shutdown_drain_timeout());
     }
-    AT_COMMIT.fetch_or(HOLDING, Ordering::Relaxed);
+    announce(HOLDING);
     for pid in workers::hold(database, signal::my_pid()) {
         signal::terminate(pid);
     }
@@ -133,7 +140,7 @@ fn prepare_drop() {
         error.warn();
     }
     let database = identity::my_database();
-    AT_COMMIT.fetch_or(HOLDING, Ordering::Relaxed);
+    announce(HOLDING);
     signal::terminate(workers::hold_slow(database, signal::my_pid()));
     terminate_jobs(database);
     wait_until_left(LEAVE_TIMEOUT, || {
@@ -150,6 +157,7 @@ fn wait_until_left(timeout: Duration, left: impl Fn() -> bool) {
 
 fn transaction_end(committed: bool) {
     let news = AT_COMMIT.swap(0, Ordering::Relaxed);
+    transaction::forget(transaction::ANNOUNCED);
     if news & HOLDING != 0 {
         workers::release(signal::my_pid());
     }
