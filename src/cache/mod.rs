@@ -248,17 +248,11 @@ fn run(shape: &Shape, values: &[Option<CString>], store: Option<Store>) -> Answe
     let text = shape.text.clone();
     let (query, types): (Query, _) = query::analyze(&text);
     let values = query::values(&types, values);
-    // Statements within workers of a parallel query would not be seen.
-    let plan = query.plan(&text, &values, store.is_none());
-    let relations = plan
-        .relations()
-        .map(Oid::to_u32)
-        .chain(shape.relations.iter().copied())
-        .collect();
     Answer::Run(Running {
-        execution: plan.prepare(&text, &values),
+        // Statements within workers of a parallel query would not be seen.
+        execution: query.prepare(&text, &values, store.is_none()),
         columns: shape.columns.clone(),
-        relations,
+        relations: shape.relations.clone(),
         store,
         _text: text,
     })
@@ -474,6 +468,7 @@ fn put(
     recorded: Option<Vec<u32>>,
 ) -> std::result::Result<Put, Bypass> {
     let mut relations = running.relations.clone();
+    relations.extend(running.execution.relations());
     relations.extend(recorded.ok_or(Bypass::TooMany)?);
     if relations.len() > MOST_RELATIONS {
         return Err(Bypass::TooMany);

@@ -214,31 +214,6 @@ pub unsafe fn check_rights(query: *mut pg_sys::Query) {
     }
 }
 
-/// A description of a query that is to run under the active snapshot.
-///
-/// # Safety
-/// All of it must outlive the query.
-pub unsafe fn create_query_desc(
-    plan: *mut pg_sys::PlannedStmt,
-    text: *const std::ffi::c_char,
-    receiver: *mut pg_sys::DestReceiver,
-    values: pg_sys::ParamListInfo,
-) -> *mut pg_sys::QueryDesc {
-    // SAFETY: by contract.
-    unsafe {
-        pg_sys::CreateQueryDesc(
-            plan,
-            text,
-            pg_sys::GetActiveSnapshot(),
-            std::ptr::null_mut(),
-            receiver,
-            values,
-            std::ptr::null_mut(),
-            0,
-        )
-    }
-}
-
 /// A column of a row's description.
 ///
 /// # Safety

@@ -150,16 +150,21 @@ impl Query {
         walk.facts
     }
 
-    /// Plans it. The plan refers to the text.
-    pub fn plan(self, text: &CStr, values: &Values, parallel: bool) -> Plan {
-        let options = if parallel {
-            pg_sys::CURSOR_OPT_PARALLEL_OK as i32
-        } else {
-            0
-        };
-        // SAFETY: the query is in the current memory; the planner may scribble on it.
-        let plan = unsafe { pg_sys::pg_plan_query(self.0, text.as_ptr(), options, values.0) };
-        Plan(plan)
+    /// Prepares its execution, whose rows are put aside, under the snapshot that is active. The text and the values must outlive it.
+    pub fn prepare(self, text: &CStr, values: &Values, parallel: bool) -> Execution {
+        Execution {
+            query: self.0,
+            text: text.as_ptr(),
+            values: values.0,
+            options: if parallel {
+                pg_sys::CURSOR_OPT_PARALLEL_OK as i32
+            } else {
+                0
+            },
+            plan: std::ptr::null_mut(),
+            store: std::ptr::null_mut(),
+            descriptor: std::ptr::null_mut(),
+        }
     }
 }
 
@@ -616,92 +621,114 @@ pub fn values(types: &[pg_sys::Oid], texts: &[Option<CString>]) -> Values {
     }
 }
 
-#[derive(Clone, Copy)]
-pub struct Plan(*mut pg_sys::PlannedStmt);
-
-impl Plan {
-    /// Every relation that it reads, or read while it was made.
-    pub fn relations(self) -> impl Iterator<Item = pg_sys::Oid> {
-        // SAFETY: the plan is in the current memory.
-        let list = unsafe { (*self.0).relationOids };
-        (0..list_length(list)).map(move |index| {
-            // SAFETY: as above; a list of numbers.
-            unsafe { (*(*list).elements.add(index)).oid_value }
-        })
-    }
-
-    /// Prepares its execution, whose rows are put aside, under the snapshot that is active.
-    pub fn prepare(self, text: &CStr, values: &Values) -> Execution {
-        unsafe extern "C-unwind" {
-            // Not in pgrx's bindings.
-            fn SetTuplestoreDestReceiverParams(
-                receiver: *mut pg_sys::DestReceiver,
-                store: *mut pg_sys::Tuplestorestate,
-                memory: pg_sys::MemoryContext,
-                detoast: bool,
-                target: pg_sys::TupleDesc,
-                message: *const c_char,
-            );
-        }
-        // SAFETY: everything lives in the current memory; values that are stored out of line are fetched, so that the rows need
-        // nothing else.
-        unsafe {
-            let store = pg_sys::tuplestore_begin_heap(true, false, pg_sys::work_mem);
-            let receiver = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestTuplestore);
-            SetTuplestoreDestReceiverParams(
-                receiver,
-                store,
-                pg_sys::CurrentMemoryContext,
-                true,
-                std::ptr::null_mut(),
-                std::ptr::null(),
-            );
-            let query = compat::create_query_desc(self.0, text.as_ptr(), receiver, values.0);
-            Execution {
-                query,
-                store,
-                descriptor: std::ptr::null_mut(),
-            }
-        }
-    }
-}
-
 /// A query that runs.
 #[derive(Clone, Copy)]
 pub struct Execution {
-    query: *mut pg_sys::QueryDesc,
+    query: *mut pg_sys::Query,
+    text: *const c_char,
+    values: pg_sys::ParamListInfo,
+    options: i32,
+    plan: *mut pg_sys::PlannedStmt,
     store: *mut pg_sys::Tuplestorestate,
     descriptor: pg_sys::TupleDesc,
 }
 
 unsafe extern "C-unwind" {
     // Unguarded: an error keeps all of its fields.
+    fn pg_plan_query(
+        query: *mut pg_sys::Query,
+        text: *const c_char,
+        options: i32,
+        values: pg_sys::ParamListInfo,
+    ) -> *mut pg_sys::PlannedStmt;
+    fn tuplestore_begin_heap(
+        random: bool,
+        across_transactions: bool,
+        kilobytes: i32,
+    ) -> *mut pg_sys::Tuplestorestate;
+    fn CreateDestReceiver(kind: pg_sys::CommandDest::Type) -> *mut pg_sys::DestReceiver;
+    fn SetTuplestoreDestReceiverParams(
+        receiver: *mut pg_sys::DestReceiver,
+        store: *mut pg_sys::Tuplestorestate,
+        memory: pg_sys::MemoryContext,
+        detoast: bool,
+        target: pg_sys::TupleDesc,
+        message: *const c_char,
+    );
+    fn GetActiveSnapshot() -> pg_sys::Snapshot;
+    fn CreateQueryDesc(
+        plan: *mut pg_sys::PlannedStmt,
+        text: *const c_char,
+        snapshot: pg_sys::Snapshot,
+        crosscheck: pg_sys::Snapshot,
+        receiver: *mut pg_sys::DestReceiver,
+        values: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        instrument: i32,
+    ) -> *mut pg_sys::QueryDesc;
     fn ExecutorStart(query: *mut pg_sys::QueryDesc, flags: i32);
     #[cfg(not(feature = "pg18"))]
     fn ExecutorRun(query: *mut pg_sys::QueryDesc, direction: i32, count: u64, once: bool);
     #[cfg(feature = "pg18")]
     fn ExecutorRun(query: *mut pg_sys::QueryDesc, direction: i32, count: u64);
     fn ExecutorFinish(query: *mut pg_sys::QueryDesc);
+    fn CreateTupleDescCopy(descriptor: pg_sys::TupleDesc) -> pg_sys::TupleDesc;
     fn ExecutorEnd(query: *mut pg_sys::QueryDesc);
     fn FreeQueryDesc(query: *mut pg_sys::QueryDesc);
 }
 
 impl Execution {
-    /// Runs it to its end. Nothing with a destructor may be alive in the callers: errors pass as they are.
+    /// Plans it and runs it to its end. Nothing with a destructor may be alive in the callers: errors pass as they are.
     pub(super) unsafe fn run_unguarded(&mut self) {
-        // SAFETY: what the server's own callers of the executor do; the description of the rows outlives it.
+        // SAFETY: what the server's own callers of planner and executor do; all of it lives in the current memory, and the
+        // description of the rows outlives the query. Values that are stored out of line are fetched: rows need nothing else.
         unsafe {
-            ExecutorStart(self.query, 0);
+            self.plan = pg_plan_query(self.query, self.text, self.options, self.values);
+            self.store = tuplestore_begin_heap(true, false, pg_sys::work_mem);
+            let receiver = CreateDestReceiver(pg_sys::CommandDest::DestTuplestore);
+            SetTuplestoreDestReceiverParams(
+                receiver,
+                self.store,
+                pg_sys::CurrentMemoryContext,
+                true,
+                std::ptr::null_mut(),
+                std::ptr::null(),
+            );
+            let query = CreateQueryDesc(
+                self.plan,
+                self.text,
+                GetActiveSnapshot(),
+                std::ptr::null_mut(),
+                receiver,
+                self.values,
+                std::ptr::null_mut(),
+                0,
+            );
+            ExecutorStart(query, 0);
             let forward = pg_sys::ScanDirection::ForwardScanDirection;
             #[cfg(not(feature = "pg18"))]
-            ExecutorRun(self.query, forward, 0, true);
+            ExecutorRun(query, forward, 0, true);
             #[cfg(feature = "pg18")]
-            ExecutorRun(self.query, forward, 0);
-            ExecutorFinish(self.query);
-            self.descriptor = pg_sys::CreateTupleDescCopy((*self.query).tupDesc);
-            ExecutorEnd(self.query);
-            FreeQueryDesc(self.query);
+            ExecutorRun(query, forward, 0);
+            ExecutorFinish(query);
+            self.descriptor = CreateTupleDescCopy((*query).tupDesc);
+            ExecutorEnd(query);
+            FreeQueryDesc(query);
         }
+    }
+
+    /// Every relation that its plan names, once it has run.
+    pub fn relations(&self) -> impl Iterator<Item = u32> {
+        let list = if self.plan.is_null() {
+            std::ptr::null_mut()
+        } else {
+            // SAFETY: the plan is in the current memory.
+            unsafe { (*self.plan).relationOids }
+        };
+        (0..list_length(list)).map(move |index| {
+            // SAFETY: as above; a list of numbers.
+            unsafe { (*(*list).elements.add(index)).oid_value.to_u32() }
+        })
     }
 
     /// Where the rows are.

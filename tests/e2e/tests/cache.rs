@@ -292,6 +292,28 @@ fn nobody_gets_what_is_anothers() {
     );
     assert_eq!(admin.sqlstate(&call("SELECT 1", "ttl => '-1 s'")), "22023");
 
+    // An error of the query keeps all that it says.
+    admin.run(
+        "CREATE FUNCTION fails(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+         $$ BEGIN RAISE unique_violation USING CONSTRAINT = 'a_constraint', TABLE = 'a_table', DETAIL = 'a detail'; END $$",
+    );
+    for query in ["SELECT fails(1)", "SELECT fails(a) FROM one.t"] {
+        let error = admin
+            .batch_execute(&format!("SELECT audit_db.cached_json('{query}')"))
+            .unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert_eq!(
+            (error.constraint(), error.table(), error.detail()),
+            (Some("a_constraint"), Some("a_table"), Some("a detail")),
+            "{query}"
+        );
+        assert!(
+            error
+                .where_()
+                .is_some_and(|context| context.contains("fails("))
+        );
+    }
+
     // Who lost a right has no more hits; nor has who may not run a function any more.
     admin.run(
         "CREATE TABLE open_to_ann AS SELECT 1 AS a; GRANT SELECT ON open_to_ann TO keys_ann;
