@@ -181,7 +181,10 @@ fn a_restore_ends_with_every_index_valid() {
         assert_eq!(copy.rows(contents), before, "round {round}");
         let events = failures(&mut copy);
         assert!(
-            events.iter().all(|event| event[0] == "restore"),
+            // On a slow machine the restore holds its locks for longer than a cycle tries.
+            events
+                .iter()
+                .all(|event| event[0] == "restore" || event[2] == "55P03"),
             "round {round}: {events:?}"
         );
         interrupted += usize::from(!events.is_empty());
