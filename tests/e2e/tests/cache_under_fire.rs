@@ -181,7 +181,7 @@ fn exact_results_are_those_of_the_query() {
         }
         let readers: Vec<_> = (0..READERS)
             .map(|reader| {
-                let (cluster, compared, refused) = (&cluster, &compared, &refused);
+                let (cluster, compared, refused, stop) = (&cluster, &compared, &refused, &stop);
                 scope.spawn(move || {
                     let mut client = cluster.connect("fire");
                     let mut random = Random(seed * 7_000 + reader + 1);
@@ -192,7 +192,8 @@ fn exact_results_are_those_of_the_query() {
                         "SERIALIZABLE",
                     ][reader as usize % 4];
                     let mut wrong: Option<String> = None;
-                    while wrong.is_none() && compared.load(Ordering::Relaxed) < wanted {
+                    while !stop.load(Ordering::Relaxed) && compared.load(Ordering::Relaxed) < wanted
+                    {
                         let _ = client.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}"));
                         for _ in 0..1 + random.below(6) {
                             let query = QUERIES[random.below(QUERIES.len() as u64) as usize];
@@ -202,6 +203,7 @@ fn exact_results_are_those_of_the_query() {
                                         compared.fetch_add(1, Ordering::Relaxed);
                                     }
                                     if !row.get::<_, bool>(0) {
+                                        stop.store(true, Ordering::Relaxed);
                                         wrong = Some(format!("{level}: {query}"));
                                     }
                                 }
